@@ -1,0 +1,1 @@
+"""Measures a cluster from outside, as any client would."""

@@ -1,0 +1,1 @@
+"""Cluster metadata: members, topics, replica sets, leader balance."""

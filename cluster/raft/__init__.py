@@ -1,0 +1,1 @@
+"""One Raft group, pure: no IO, no clock, randomness by constructor."""

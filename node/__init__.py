@@ -1,0 +1,1 @@
+"""Gives the bytes meaning: storage, partitions, services and the command line."""

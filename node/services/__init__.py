@@ -1,0 +1,1 @@
+"""The gRPC services, written as plain async functions."""
