@@ -1,0 +1,1 @@
+"""The house tests itself: house rules as tests over the source tree."""

@@ -1,0 +1,132 @@
+"""Which room may import which. A change of this table is a design decision."""
+
+from dataclasses import dataclass
+
+from tests.tidy.source import within
+
+# What a PURE room must not touch though it is in the standard library.
+IMPURE = (
+    "asyncio",
+    "concurrent",
+    "datetime",
+    "logging",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "queue",
+    "random",
+    "secrets",
+    "selectors",
+    "signal",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+    "uuid",
+)
+
+PROTOBUF = ("google.protobuf",)
+GRPC = ("grpc", "google.protobuf")
+SERVING = (
+    *GRPC,
+    "google.rpc",
+    "grpc_health",
+    "grpc_reflection",
+    "grpc_status",
+    "prometheus_client",
+    "structlog",
+    "zstandard",
+)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Files whose module is one of `modules` or inside one. The longest match decides."""
+
+    name: str
+    modules: tuple[str, ...]
+    may_import: tuple[str, ...]
+    third_party: tuple[str, ...] = ()
+    pure: bool = False
+
+
+ROOMS = (
+    # cluster/ agrees on bytes.
+    Room("raft", ("cluster.raft",), ("cluster.raft",), pure=True),
+    Room(
+        "controller, pure",
+        ("cluster.controller.catalog", "cluster.controller.placement"),
+        ("cluster.controller.catalog", "cluster.controller.placement", "cluster.raft"),
+        pure=True,
+    ),
+    Room("cluster", ("cluster",), ("cluster",), GRPC),
+    # node/ gives the bytes meaning.
+    Room(
+        "partition",
+        ("node.partition",),
+        ("node.partition", "cluster.raft"),
+        pure=True,
+    ),
+    Room(
+        "engine",
+        ("node.storage.engine",),
+        ("node.storage", "node.config", "node.metrics", "cluster"),
+        ("rocksdict", "structlog"),
+    ),
+    Room(
+        "storage",
+        ("node.storage",),
+        ("node.storage", "node.v1", "node.codec", "node.config", "node.metrics", "cluster"),
+        (*PROTOBUF, "structlog"),
+    ),
+    Room(
+        "dispatcher",
+        ("node.dispatcher",),
+        (
+            "node.dispatcher",
+            "node.partition",
+            "node.storage",
+            "node.v1",
+            "node.codec",
+            "node.config",
+            "node.metrics",
+            "cluster",
+        ),
+        (*PROTOBUF, "structlog"),
+    ),
+    Room(
+        "services",
+        ("node.services",),
+        (
+            "node.services",
+            "node.dispatcher",
+            "node.partition",
+            "node.storage",
+            "node.v1",
+            "node.codec",
+            "node.config",
+            "node.metrics",
+            "cluster",
+            "quorumq",
+        ),
+        SERVING,
+    ),
+    # The composition root and the command line see everything; nothing below may import them.
+    Room("node", ("node",), ("node", "cluster", "quorumq"), (*SERVING, "click", "rich", "uvloop")),
+    # From outside.
+    Room("client", ("quorumq",), ("quorumq",), (*GRPC, "google.rpc", "grpc_status", "zstandard")),
+    Room("bench", ("bench",), ("bench", "quorumq"), (*GRPC, "click", "rich", "uvloop")),
+    Room("jepsen", ("jepsen",), ("jepsen", "quorumq"), (*GRPC, "click", "rich", "uvloop")),
+)
+
+
+def room_of(module: str) -> Room | None:
+    """The room that a module is in; None for a module of no room."""
+    fitting = [
+        (len(prefix), room)
+        for room in ROOMS
+        for prefix in room.modules
+        if within(module, (prefix,))
+    ]
+    return max(fitting, key=lambda fit: fit[0])[1] if fitting else None
