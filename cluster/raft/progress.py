@@ -1,0 +1,116 @@
+"""What the leader knows of one other replica, and how much it may have on the way to it.
+
+PROBE      next_index is a guess: one AppendEntries at a time until one is answered.
+REPLICATE  pipelined: next_index runs ahead of match_index, bounded by inflight messages and bytes.
+SNAPSHOT   what it needs is compacted: nothing is sent until it has installed a checkpoint.
+
+PROBE --success--> REPLICATE --refusal, loss--> PROBE --compacted--> SNAPSHOT --installed--> PROBE
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+
+class ProgressState(Enum):
+    PROBE = "probe"
+    REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
+
+
+class Progress:
+    """Invariant: match_index < next_index. `recent_active`: heard from since the last quorum check."""
+
+    __slots__ = (
+        "acked_round",
+        "inflight",
+        "inflight_bytes",
+        "match_at_heartbeat",
+        "match_index",
+        "next_index",
+        "probe_sent",
+        "quiesced",
+        "recent_active",
+        "snapshot_index",
+        "state",
+    )
+
+    def __init__(self, next_index: int, *, match_index: int = 0) -> None:
+        self.state = ProgressState.PROBE
+        self.match_index = match_index
+        self.next_index = next_index
+        self.probe_sent = False
+        self.inflight: deque[tuple[int, int]] = deque()  # (last index, data bytes) per message
+        self.inflight_bytes = 0
+        self.recent_active = False
+        self.snapshot_index = 0
+        self.acked_round = 0  # latest ReadIndex round answered
+        self.quiesced = False
+        self.match_at_heartbeat = -1  # match_index when the last heartbeat left
+
+    def is_paused(self, *, messages_max: int, bytes_max: int) -> bool:
+        if self.state is ProgressState.PROBE:
+            return self.probe_sent
+        if self.state is ProgressState.REPLICATE:
+            return len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max
+        return True
+
+    def become_probe(self) -> None:
+        if self.state is ProgressState.SNAPSHOT:
+            self.next_index = max(self.match_index + 1, self.snapshot_index + 1)
+        else:
+            self.next_index = self.match_index + 1
+        self._reset(ProgressState.PROBE)
+
+    def become_replicate(self) -> None:
+        self._reset(ProgressState.REPLICATE)
+        self.next_index = self.match_index + 1
+
+    def become_snapshot(self, snapshot_index: int) -> None:
+        self._reset(ProgressState.SNAPSHOT)
+        self.snapshot_index = snapshot_index
+
+    def _reset(self, state: ProgressState) -> None:
+        self.state = state
+        self.probe_sent = False
+        self.inflight.clear()
+        self.inflight_bytes = 0
+        self.snapshot_index = 0
+
+    def sent(self, last_index: int, data_bytes: int) -> None:
+        """An AppendEntries up to last_index left."""
+        if self.state is ProgressState.REPLICATE:
+            self.next_index = last_index + 1
+            self.inflight.append((last_index, data_bytes))
+            self.inflight_bytes += data_bytes
+        else:
+            self.probe_sent = True
+
+    def matched(self, index: int) -> bool:
+        """The replica has everything up to `index`, durable. True if that is news."""
+        news = index > self.match_index
+        if news:
+            self.match_index = index
+        if index >= self.next_index:
+            self.next_index = index + 1
+        while self.inflight and self.inflight[0][0] <= index:
+            self.inflight_bytes -= self.inflight.popleft()[1]
+        assert self.match_index < self.next_index, (
+            f"match {self.match_index} >= next {self.next_index}"
+        )
+        return news
+
+    def refused(self, *, prev_index: int, probe_index: int) -> bool:
+        """The AppendEntries after prev_index was refused; probe_index is the next guess for
+        prev_log_index. False if the refusal is old news."""
+        if self.state is ProgressState.REPLICATE:
+            if prev_index <= self.match_index:
+                return False
+            self.become_probe()
+            return True
+        if self.state is ProgressState.SNAPSHOT or self.next_index - 1 != prev_index:
+            return False
+        self.next_index = max(min(prev_index, probe_index + 1), self.match_index + 1)
+        self.probe_sent = False
+        return True
