@@ -1,5 +1,5 @@
-"""Every seam of the cluster as a Protocol, so that each side can be replaced: the real part, and the
-one that the simulator runs with. tests/conformance holds both to the same behaviour.
+"""Every seam of the cluster as a Protocol, so that each side can be replaced: the real part, and
+the one that the simulator runs with. tests/conformance holds both to the same behaviour.
 
     Engine        an ordered store of bytes on one disk       node/storage/engine.py
     LogStore      one group's log and hard state in it        node/storage/raft_log.py
@@ -81,8 +81,8 @@ class CheckpointMeta:
 
 
 class LogStore(Protocol):
-    """One group's log. Entries in [first_index, last_index] are the Raft log: contiguous, readable by
-    index. Entries below first_index are history: kept while they hold live records, with holes.
+    """One group's log. Entries in [first_index, last_index] are the Raft log: contiguous, readable
+    by index. Entries below first_index are history: kept while they hold live records, with holes.
     `append` and the other writers put into the caller's batch; what they say is readable through
     this object at once, even before that batch is written (the writer of the turn writes it)."""
 
@@ -159,8 +159,8 @@ class SnapshotStore(Protocol):
 
 
 class FrozenState(Protocol):
-    """A machine's state at one applied index, fixed while the machine goes on. Serialising happens as
-    the iterator is advanced, so that the owner can spread it over many turns."""
+    """A machine's state at one applied index, fixed while the machine goes on. Serialising happens
+    as the iterator is advanced, so that the owner can spread it over many turns."""
 
     applied_index: int
     live_index: int
@@ -170,7 +170,8 @@ class FrozenState(Protocol):
 
 
 class Machine(Protocol):
-    """Deterministic: the same entries in the same order give the same state and replies anywhere."""
+    """Deterministic: the same entries in the same order give the same state and replies
+    anywhere."""
 
     def apply(self, entries: Sequence[Entry], batch: WriteBatch) -> list[object]:
         """Committed, durable entries of every kind in index order; one reply each (None for kinds
@@ -195,9 +196,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class NodeBeat:
-    """What a node tells each peer about itself, in the envelope that carries its groups' heartbeats.
-    `leads`: (group_id, term) of groups this node leads, sent whole on connect and whenever it
-    changed (None = unchanged). `wall_ms`: its wall clock, for clock skew."""
+    """What a node tells each peer about itself, in the envelope that carries its groups'
+    heartbeats. `leads`: (group_id, term) of groups this node leads, sent whole on connect and
+    whenever it changed (None = unchanged). `wall_ms`: its wall clock, for clock skew."""
 
     wall_ms: int
     leads: tuple[tuple[int, int], ...] | None = None
@@ -213,8 +214,8 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class CatchUpRequest:
-    """`to_replica` asks `from_replica` of the group for a checkpoint and the untrimmed entries above
-    max(applied_index, staged_index)."""
+    """`to_replica` asks `from_replica` of the group for a checkpoint and the untrimmed entries
+    above max(applied_index, staged_index)."""
 
     group_id: int
     from_replica: int
@@ -225,8 +226,8 @@ class CatchUpRequest:
 
 @dataclass(slots=True)
 class CatchUpChunk:
-    """Exactly one of: meta (first), entries (rising), segments, done (last). The transport carries a
-    CRC-32 over the chunk and refuses a wrong one."""
+    """Exactly one of: meta (first), entries (rising), segments, done (last). The transport carries
+    a CRC-32 over the chunk and refuses a wrong one."""
 
     meta: CheckpointMeta | None = None
     entries: Sequence[Entry] = ()
@@ -235,7 +236,8 @@ class CatchUpChunk:
 
 
 class Receiver(Protocol):
-    """What a transport hands over to (cluster/host.py, node/server.py). Called on the event loop."""
+    """What a transport hands over to (cluster/host.py, node/server.py). Called on the event
+    loop."""
 
     def receive(self, peer: Peer, envelope: Envelope) -> None: ...
     def peer_connected(self, node_id: int) -> None:

@@ -1,9 +1,9 @@
 """Who votes in a group: voters, learners, and the joint configuration between two of them.
 
-A configuration takes effect when its entry is appended (dissertation §4.1), on every replica, and is
-taken back if that entry is truncated: `core` keeps the short history that needs. Joint consensus is
-that of dissertation §4.3: while `voters_outgoing` is not empty, every decision needs a majority of
-both sets, so any set of voters can be swapped for any other without a moment at risk.
+A configuration takes effect when its entry is appended (dissertation §4.1), on every replica, and
+is taken back if that entry is truncated: `core` keeps the short history that needs. Joint
+consensus is that of dissertation §4.3: while `voters_outgoing` is not empty, every decision needs
+a majority of both sets, so any set of voters can be swapped for any other without a moment at risk.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _COUNT = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Replica ids, each tuple sorted and without repeats. `voters_outgoing` is the old set of voters
-    during a joint change, else empty. `learners` get the log and do not count."""
+    """Replica ids, each tuple sorted and without repeats. `voters_outgoing` is the old set of
+    voters during a joint change, else empty. `learners` get the log and do not count."""
 
     voters: tuple[int, ...] = ()
     voters_outgoing: tuple[int, ...] = ()

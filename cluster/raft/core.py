@@ -7,9 +7,10 @@
     applied(index)                               the state machine is that far
 
 The owner gives `ready.entries` to the store before it touches the core again. It may drain many
-times before the first `synced`, which comes in the order of the readies. It writes `ready.entries`, then `ready.hard_state` (rule R2) in one batch, sends
-`ready.messages` at once and `ready.after_sync` not before its write and all earlier ones of the group
-are on disk (rule R1). The core has no clock, no IO and no randomness of its own.
+times before the first `synced`, which comes in the order of the readies. It writes
+`ready.entries`, then `ready.hard_state` (rule R2) in one batch, sends `ready.messages` at once and
+`ready.after_sync` not before its write and all earlier ones of the group are on disk (rule R1).
+The core has no clock, no IO and no randomness of its own.
 """
 
 from __future__ import annotations
@@ -274,7 +275,8 @@ class RaftCore:
     # --- draining --------------------------------------------------------------------------------
 
     def ready(self) -> Ready:
-        """Everything that is due. The store must have `entries` before the next call to the core."""
+        """Everything that is due. The store must have `entries` before the next call to the
+        core."""
         state, log = self.state, self.state.log
         self._number += 1
         ready = Ready(self._number, state.term)

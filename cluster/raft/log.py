@@ -5,7 +5,8 @@ appended in memory and not yet handed to the store.
                   ^applied   ^durable_index          ^commit_index may be anywhere <= last_index
 
 Invariants: applied_index <= min(commit_index, durable_index); a durable claim never covers an entry
-that was truncated after it was written (the ABA of bug class 21: claims are cut back on truncation).
+that was truncated after it was written (the ABA of bug class 21: claims are cut back on
+truncation).
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class Log:
         return found
 
     def append(self, entries: list[Entry]) -> None:
-        """Contiguous entries from any index > commit_index on; whatever stood there is discarded."""
+        """Contiguous entries from any index > commit_index on; whatever stood there is
+        discarded."""
         first = entries[0].index
         assert first > self.commit_index, f"truncating committed: {first} <= {self.commit_index}"
         assert first <= self.last_index + 1, f"gap: {first} after {self.last_index}"
@@ -109,15 +111,16 @@ class Log:
             claim[1] = min(claim[1], first - 1)
 
     def find_conflict(self, entries: list[Entry]) -> int:
-        """Position in `entries` of the first one that is not in the log; len(entries) if all are."""
+        """Position in `entries` of the first one that is not in the log; len(entries) if all
+        are."""
         for at, entry in enumerate(entries):
             if not self.matches(entry.index, entry.term):
                 return at
         return len(entries)
 
     def find_last_at_most(self, index: int, term: int) -> tuple[int, int]:
-        """(i, its term): the largest i <= index with term(i) <= term; i may be the compaction point.
-        (0, 0) if none. Skips a whole diverging term in one round trip (Raft §5.3)."""
+        """(i, its term): the largest i <= index with term(i) <= term; i may be the compaction
+        point. (0, 0) if none. Skips a whole diverging term in one round trip (Raft §5.3)."""
         index = min(index, self.last_index)
         while index >= self.first_index - 1 and index > 0:
             found = self.term(index)

@@ -61,8 +61,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class HardState:
-    """What must be on disk before a replica answers a vote or an append (rule R1). `commit_index` is
-    kept with it as a hint that spares replay; losing it is safe."""
+    """What must be on disk before a replica answers a vote or an append (rule R1). `commit_index`
+    is kept with it as a hint that spares replay; losing it is safe."""
 
     term: int = 0
     voted_for: int = 0
@@ -144,7 +144,8 @@ class Heartbeat(Message):
 @dataclass(slots=True)
 class HeartbeatReply(Message):
     """Echoes `read_round`. `quiesced`: the follower did stop its clock (it holds and has committed
-    exactly the leader's log). `last_log_index` lets the leader see a follower that lost its tail."""
+    exactly the leader's log). `last_log_index` lets the leader see a follower that lost its
+    tail."""
 
     read_round: int = 0
     quiesced: bool = False

@@ -20,7 +20,8 @@ class ProgressState(Enum):
 
 
 class Progress:
-    """Invariant: match_index < next_index. `recent_active`: heard from since the last quorum check."""
+    """Invariant: match_index < next_index. `recent_active`: heard from since the last quorum
+    check."""
 
     __slots__ = (
         "acked_round",
