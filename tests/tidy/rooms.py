@@ -26,6 +26,22 @@ IMPURE = (
     "uuid",
 )
 
+# The catalog in files by job, and the policy of placement.
+CONTROLLER_PURE = tuple(
+    f"cluster.controller.{name}"
+    for name in (
+        "apply_groups",
+        "apply_members",
+        "apply_operations",
+        "apply_topics",
+        "catalog",
+        "commands",
+        "model",
+        "placement",
+        "tables",
+    )
+)
+
 PROTOBUF = ("google.protobuf",)
 GRPC = ("grpc", "google.protobuf")
 SERVING = (
@@ -56,8 +72,8 @@ ROOMS = (
     Room("raft", ("cluster.raft",), ("cluster.raft",), pure=True),
     Room(
         "controller, pure",
-        ("cluster.controller.catalog", "cluster.controller.placement"),
-        ("cluster.controller.catalog", "cluster.controller.placement", "cluster.raft"),
+        CONTROLLER_PURE,
+        (*CONTROLLER_PURE, "cluster.raft"),
         pure=True,
     ),
     Room("cluster", ("cluster",), ("cluster",), GRPC),
