@@ -31,6 +31,11 @@ class CorruptEntry(StorageError):
     """An entry's CRC or contiguity is wrong below what was durable (rule R14)."""
 
 
+class CorruptRow(StorageError):
+    """One row cannot be read: the engine's own checksum of it is wrong. The engine itself goes on,
+    and what the row was for decides whether it can be had from elsewhere."""
+
+
 class WriteBatch(Protocol):
     """Applied in order, whole or not at all."""
 
@@ -41,7 +46,8 @@ class WriteBatch(Protocol):
 
 
 class EngineReader(Protocol):
-    """Reads of the engine or of one snapshot of it. Keys in unsigned byte order."""
+    """Reads of the engine or of one snapshot of it. Keys in unsigned byte order. All raise
+    CorruptRow."""
 
     def get(self, key: bytes) -> bytes | None: ...
     def scan(
@@ -60,7 +66,13 @@ class Engine(EngineReader, Protocol):
 
     def new_batch(self) -> WriteBatch: ...
     def write(self, batch: WriteBatch) -> None:
-        """Unsynced. Raises StorageError; `WriteStall` is never raised: see `pressure`."""
+        """Unsynced. The batch is used up. Raises StorageError, after which the process must stop.
+        Never refuses for being busy: see `pressure`."""
+
+    @property
+    def pressure(self) -> float:
+        """How far flushing and compaction are behind: from 1.0 on take no more appends until it has
+        fallen again, or `write` will block the loop."""
 
     async def sync(self) -> None:
         """One at a time (asserted). Raises StorageError, after which the process must stop."""
@@ -106,7 +118,7 @@ class LogStore(Protocol):
         """low <= index <= high, at least one entry, then as long as data bytes stay <= bytes_max.
         Raises Compacted, IndexError, CorruptEntry."""
 
-    def entry(self, index: int) -> Entry | None:
+    def entry(self, index: int, reader: EngineReader | None = None) -> Entry | None:
         """Any stored entry, history too; None when it was deleted. Raises CorruptEntry."""
 
     def append(self, batch: WriteBatch, entries: Sequence[Entry]) -> None:
@@ -178,6 +190,11 @@ class Machine(Protocol):
         other than COMMAND). Derived rows (a record index) go into `batch`."""
 
     def freeze(self) -> FrozenState: ...
+    def history(self, reader: EngineReader, above: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """(entry index, row key, row value) of every live derived row whose entry is above `above`,
+        rising: what a replica that catches up needs besides the checkpoint. Row keys are the
+        engine's own keys, the same on every node."""
+
     def restore(self, meta: CheckpointMeta | None, segments: Iterable[tuple[bytes, bytes]]) -> None:
         """Replace all state; None = the state before the first entry."""
 
@@ -226,11 +243,12 @@ class CatchUpRequest:
 
 @dataclass(slots=True)
 class CatchUpChunk:
-    """Exactly one of: meta (first), entries (rising), segments, done (last). The transport carries
-    a CRC-32 over the chunk and refuses a wrong one."""
+    """Exactly one of: meta (first), entries (rising) with their derived rows, segments, done
+    (last). The transport carries a CRC-32 over the chunk and refuses a wrong one."""
 
     meta: CheckpointMeta | None = None
     entries: Sequence[Entry] = ()
+    rows: Sequence[tuple[bytes, bytes]] = ()
     segments: Sequence[tuple[bytes, bytes]] = ()
     done: bool = False
 
