@@ -133,6 +133,8 @@ def encode_chunk(chunk: CatchUpChunk) -> bytes:
         payload.entries.extend([encode_entry(entry) for entry in chunk.entries])
     for name, content in chunk.segments:
         payload.segments.add(name=name, data=content)
+    for key, value in chunk.rows:
+        payload.rows.add(name=key, data=value)
     encoded = payload.SerializeToString()
     return pb.CatchUpResponse(crc=zlib.crc32(encoded), payload=encoded).SerializeToString()
 
@@ -156,6 +158,7 @@ def decode_chunk(data: bytes) -> CatchUpChunk:
             _intact(index, entry) for index, entry in zip(indexes, payload.entries, strict=True)
         ],
         segments=[(segment.name, segment.data) for segment in payload.segments],
+        rows=[(row.name, row.data) for row in payload.rows],
         done=payload.done,
     )
     _check_chunk(chunk)

@@ -130,6 +130,19 @@ class RaftCore:
         return self.state.leadership.transferee if self.state.leadership else 0
 
     @property
+    def has_output(self) -> bool:
+        """Would `ready` find anything? (Reads and appends that are due are asked for by the caller
+        that made them due.)"""
+        state = self.state
+        return bool(
+            state.outbox
+            or state.after_sync
+            or state.log.unstable
+            or state.failed_reads
+            or (state.term, state.voted_for) != self._handed_hard_state
+        )
+
+    @property
     def leads_since_index(self) -> int:
         """Index of the no-op that opened this leader's term; 0 when not leading."""
         return self.state.leadership.first_index_of_term if self.state.leadership else 0
@@ -326,12 +339,19 @@ class RaftCore:
         install, state.install = state.install, None
         self._handed_install = None
         state.log.reset_to(index)
+        self._handed_hard_state = (-1, -1)  # the answer must wait for the disk: make a write of it
         state.configurations = [(index, configuration)]
         self._handed_committed = index
         if install is not None:
             state.after_sync.append(
                 InstallSnapshotReply(state.replica_id, install.sender, state.term, True, index)
             )
+
+    @property
+    def has_committed(self) -> bool:
+        """Would `take_committed` find something?"""
+        log = self.state.log
+        return min(log.commit_index, log.durable_index) > self._handed_committed
 
     def snapshot_refused(self) -> None:
         """The checkpoint is not needed any more, or can not be had from that sender."""

@@ -1,0 +1,401 @@
+"""All replicas of a node: one clock, one group commit, one envelope a peer and turn.
+
+A *turn* drains every group that has something: its entries and hard state go into ONE write batch,
+its messages into one envelope for each peer. Then one flush makes the batch durable for all groups
+(house rule: one group commit a node). While a flush is under way turns only apply what is
+committed; what arrives meanwhile shares the next batch. So the batch grows with the load, and a
+node whose disk hangs stops speaking as a leader, whom the others then replace.
+
+    messages, proposals --> _want(group) --> turn: apply -> collect -> write -> send -> flush
+                                               ^                                          |
+                                               +----------------- synced -----------------+
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from cluster.checkpointer import Checkpointer
+from cluster.group import Group
+from cluster.interfaces import (
+    CatchUpChunk,
+    CatchUpRequest,
+    Clock,
+    CorruptEntry,
+    Engine,
+    Envelope,
+    LogStore,
+    Machine,
+    NodeBeat,
+    Peer,
+    PeerError,
+    SnapshotStore,
+    StorageError,
+    Transport,
+)
+from cluster.peers import Peers
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import Message
+from cluster.raft.state import RaftOptions, RandomSource
+from cluster.snapshot import CatchUpFetcher, CatchUpServer
+from cluster.tasks import TaskGroup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """tick_ms                  one tick of every group's clock
+    beat_ticks                  between two signs of life to each peer
+    peer_silence_ticks          a peer not heard from for so long counts as gone
+    checkpoint_entries_max      applied since the last checkpoint: the next one is due,
+    checkpoint_bytes_max        whichever comes first
+    catch_ups_max               checkpoints fetched, and as many served, at a time
+    catch_up_chunk_bytes        of entries or segments in one message
+    """
+
+    tick_ms: int = 50
+    beat_ticks: int = 2
+    peer_silence_ticks: int = 10
+    checkpoint_entries_max: int = 10_000
+    checkpoint_bytes_max: int = 64 << 20
+    catch_ups_max: int = 2
+    catch_up_chunk_bytes: int = 1 << 20
+
+
+class Host:
+    """Owns the node's groups; the half of `cluster.interfaces.Receiver` that is about groups.
+    `failed` is told once of an error that must stop the process (a failed disk), with its reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: int,
+        engine: Engine,
+        transport: Transport,
+        clock: Clock,
+        random: RandomSource,
+        options: HostOptions,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self.node_id = node_id
+        self.engine = engine
+        self.transport = transport
+        self.clock = clock
+        self.options = options
+        self.groups: dict[int, Group] = {}
+        self.peers = Peers(node_id, silence_ticks=options.peer_silence_ticks)
+        self._random = random
+        self._failed = failed
+        self._tasks = TaskGroup(f"host-{node_id}", on_failure=self._task_failed)
+        self._wanted: dict[int, Group] = {}  # groups with something for the next turn
+        self._awake: dict[int, Group] = {}  # groups whose clocks run
+        self._collected: list[Group] = []  # groups in the batch that is being flushed
+        self._turn_scheduled = False
+        self._flushing = False
+        self._flush_wanted = asyncio.Event()
+        self._outbox: dict[int, list[tuple[int, Message]]] = {}
+        self._ticks = 0
+        self._stopped = False
+        self._checkpointer = Checkpointer(
+            engine,
+            self._tasks,
+            entries_max=options.checkpoint_entries_max,
+            bytes_max=options.checkpoint_bytes_max,
+        )
+        self._server = CatchUpServer(
+            engine, served_max=options.catch_ups_max, chunk_bytes=options.catch_up_chunk_bytes
+        )
+        self._fetcher = CatchUpFetcher(
+            engine,
+            transport,
+            self._tasks,
+            fetched_max=options.catch_ups_max,
+            node_of=self.peers.node_of,
+            installed=self._want,
+        )
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._tasks.start(self._flush_loop(), name="flush")
+        self._tasks.start(self._tick_loop(), name="tick")
+
+    async def close(self) -> None:
+        """Stop all replicas and wait for the host's tasks. The engine is the caller's to close."""
+        self._stopped = True
+        for group in self.groups.values():
+            group.stop(ConnectionError("the node is closing"))
+        await self._tasks.cancel_and_wait()
+
+    def _task_failed(self, name: str, error: BaseException) -> None:
+        self._stop(error, f"task {name} failed")
+
+    def _stop(self, error: BaseException, what: str) -> None:
+        """A disk failed, or code did outside any one group: stop every replica loudly and tell the
+        owner (rule R13)."""
+        if self._stopped:
+            return
+        self._stopped = True
+        logger.critical("node stops: %s: %r", what, error, exc_info=error)
+        for group in self.groups.values():
+            group.stop(error)
+        self._failed(error)
+
+    def _stop_group(self, group: Group, error: BaseException) -> None:
+        """An assertion or a corrupt entry stops its replica alone: loudly, and for good."""
+        logger.critical("group %d: replica stops: %r", group.group_id, error, exc_info=error)
+        self._wanted.pop(group.group_id, None)
+        self._awake.pop(group.group_id, None)
+        group.stop(error)
+        self.peers.forget_group(group.group_id)
+
+    # --- groups ----------------------------------------------------------------------------------
+
+    def create_replica(
+        self,
+        *,
+        group_id: int,
+        replica_id: int,
+        log: LogStore,
+        snapshots: SnapshotStore,
+        machine: Machine,
+        founding: Configuration | None,
+        options: RaftOptions,
+    ) -> Group:
+        """Open (or begin) this node's replica of a group; see Group. Raises StorageError."""
+        assert group_id not in self.groups, f"group {group_id} is here already"
+        group = Group(
+            group_id=group_id,
+            replica_id=replica_id,
+            engine=self.engine,
+            log=log,
+            snapshots=snapshots,
+            machine=machine,
+            founding=founding,
+            options=options,
+            random=self._random,
+            wanted=self._want,
+        )
+        self.groups[group_id] = group
+        self.peers.set_replica(replica_id, self.node_id)
+        self._want(group)
+        return group
+
+    def remove_replica(self, group_id: int) -> None:
+        """Stop the replica and delete all that it stored."""
+        group = self.groups.pop(group_id)
+        self._wanted.pop(group_id, None)
+        self._awake.pop(group_id, None)
+        group.stop(ConnectionError("the replica was removed from this node"))
+        batch = self.engine.new_batch()
+        group.drop(batch)
+        self.engine.write(batch)
+        self.peers.forget_group(group_id)
+
+    def leader_of(self, group_id: int) -> tuple[int, int] | None:
+        """(node id, term) of the group's leader as far as this node knows; ready to serve."""
+        return self.peers.leader_of(group_id)
+
+    def node_alive(self, node_id: int) -> bool:
+        return node_id == self.node_id or self.peers.is_alive(node_id)
+
+    def set_peer(self, node_id: int, endpoint: str) -> None:
+        if node_id != self.node_id:
+            self.peers.set_node(node_id)
+            self.transport.set_peer(node_id, endpoint)
+
+    def forget_peer(self, node_id: int) -> None:
+        self.peers.forget_node(node_id)
+        self.transport.set_peer(node_id, None)
+
+    # --- turns -----------------------------------------------------------------------------------
+
+    def _want(self, group: Group) -> None:
+        if group.failure is not None:
+            return
+        self._wanted[group.group_id] = group
+        self._awake[group.group_id] = group
+        self._schedule_turn()
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled and not self._stopped:
+            self._turn_scheduled = True
+            asyncio.get_running_loop().call_soon(self._scheduled_turn)
+
+    def _scheduled_turn(self) -> None:
+        self._turn_scheduled = False
+        try:
+            self._turn()
+        except Exception as error:
+            self._stop(error, "a turn failed")
+
+    def _turn(self) -> None:
+        if self._stopped:
+            return
+        batch = self.engine.new_batch()
+        wanted, self._wanted = self._wanted, {}
+        wrote = must_sync = more = False
+        for group in wanted.values():
+            try:
+                if group.core.has_committed:
+                    group.apply(batch)
+                    wrote = True
+                    self._checkpointer.consider(group)
+                if not self._flushing:
+                    messages, sync, install = group.collect(batch)
+                    must_sync |= sync
+                    self._post(group.group_id, messages)
+                    if install is not None:
+                        self._fetcher.fetch(group)
+                    self._collected.append(group)
+            except (AssertionError, ValueError, LookupError, CorruptEntry) as error:
+                self._stop_group(group, error)
+                continue
+            self._observe(group)
+            if self._flushing or group.core.has_committed:
+                self._wanted[group.group_id] = group
+            more |= group.core.has_committed
+        if wrote or must_sync:
+            self.engine.write(batch)
+        self._send()
+        if must_sync:
+            self._flushing = True
+            self._flush_wanted.set()
+        elif not self._flushing:
+            self._collected.clear()
+        if more:
+            self._schedule_turn()
+
+    def _observe(self, group: Group) -> None:
+        """Leadership as this replica sees it, for routing here and on the peers."""
+        leader = group.core.leader_id
+        self.peers.observe(
+            group.group_id,
+            term=group.core.term,
+            node_id=self.peers.node_of(leader) if leader else 0,
+            leads_here=group.is_leader and not group.core.transferee,
+        )
+
+    def _post(self, group_id: int, messages: list[Message]) -> None:
+        for message in messages:
+            node_id = self.peers.node_of(message.to)
+            if node_id:  # else: not told yet where it is; Raft sends again
+                self._outbox.setdefault(node_id, []).append((group_id, message))
+
+    def _send(self, *, beat: bool = False) -> None:
+        outbox, self._outbox = self._outbox, {}
+        tells = beat or self.peers.leads_unsent()
+        if not outbox and not tells:
+            return
+        for node_id in self.peers.nodes if tells else list(outbox):
+            messages = outbox.get(node_id, [])
+            sign = None
+            if tells:
+                sign = NodeBeat(self.clock.wall_ms(), self.peers.leads_for(node_id))
+            self.transport.send(node_id, Envelope(sign, messages))
+
+    async def _flush_loop(self) -> None:
+        while True:
+            await self._flush_wanted.wait()
+            self._flush_wanted.clear()
+            while self._flushing:
+                await self.engine.sync()
+                self._flushing = False
+                collected, self._collected = self._collected, []
+                for group in collected:
+                    if group.failure is None:
+                        self._post(group.group_id, group.synced())
+                        self._want_quietly(group)
+                self._turn()
+
+    def _want_quietly(self, group: Group) -> None:
+        """For the turn that follows at once."""
+        if group.core.has_committed or group.core.has_output:
+            self._wanted[group.group_id] = group
+            self._awake[group.group_id] = group
+
+    # --- time ------------------------------------------------------------------------------------
+
+    async def _tick_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        tick_s = self.options.tick_ms / 1000
+        due = loop.time() + tick_s
+        while True:
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            # What has arrived is read before silence is counted; a stall of this process counts as
+            # one tick, however long it was.
+            for _ in range(3):
+                await asyncio.sleep(0)
+            due = max(due + tick_s, loop.time() + tick_s / 2)
+            self._tick()
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        for node_id in self.peers.tick():
+            logger.warning("node %d: nothing heard for %d ticks", node_id, self.peers.silence_ticks)
+            self.peers.forget_leads_of(node_id)
+            self._wake_groups_on(node_id)
+        for group in list(self._awake.values()):
+            core = group.core
+            before = (core.term, core.leader_id, core.role)
+            core.tick()
+            if core.has_output or before != (core.term, core.leader_id, core.role):
+                self._wanted[group.group_id] = group
+            elif core.quiesced:
+                del self._awake[group.group_id]
+        if self._wanted:
+            self._turn()
+        if self._ticks % self.options.beat_ticks == 0:
+            self._send(beat=True)
+
+    def _wake_groups_on(self, node_id: int) -> None:
+        """Quiesced groups rely on node liveness (rule R20): start the clocks of those concerned."""
+        for group in self.groups.values():
+            if group.failure is None and any(
+                self.peers.node_of(member) == node_id for member in group.configuration.members()
+            ):
+                group.core.wake()
+                self._awake[group.group_id] = group
+
+    # --- Receiver --------------------------------------------------------------------------------
+
+    def receive(self, peer: Peer, envelope: Envelope) -> None:
+        if self._stopped:
+            return
+        if self.peers.heard(peer, envelope.beat, wall_ms=self.clock.wall_ms()):
+            self._wake_groups_on(peer.node_id)
+        for group_id, message in envelope.messages:
+            group = self.groups.get(group_id)
+            if group is None or group.failure is not None or message.to != group.replica_id:
+                continue  # for a replica that was, or is not yet
+            if not self.peers.replica_is_on(message.sender, peer.node_id):
+                logger.error("node %d speaks as replica %d", peer.node_id, message.sender)
+                continue
+            try:
+                group.step(message)
+            except (AssertionError, ValueError, StorageError) as error:
+                self._stop_group(group, error)
+
+    def peer_connected(self, node_id: int) -> None:
+        self.peers.resend_leads(node_id)
+
+    def peer_lost(self, node_id: int) -> None:
+        """What was sent last may be lost: replicate to that node step by step again."""
+        for group in self._awake.values():
+            for member, progress in group.core.progress.items():
+                if progress.inflight and self.peers.node_of(member) == node_id:
+                    group.core.unreachable(member)
+
+    async def catch_up(self, request: CatchUpRequest) -> AsyncIterator[CatchUpChunk]:
+        group = self.groups.get(request.group_id)
+        if group is None or group.failure is not None:
+            raise PeerError("NOT_FOUND", f"group {request.group_id} is not here")
+        if request.from_replica != group.replica_id:
+            raise PeerError("NOT_FOUND", f"replica {request.from_replica} is not here")
+        async for chunk in self._server.serve(group, request):
+            yield chunk
