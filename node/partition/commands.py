@@ -40,6 +40,12 @@ class Reason(StrEnum):
     STALE_GENERATION = "STALE_GENERATION"
     OFFSET_OUT_OF_RANGE = "OFFSET_OUT_OF_RANGE"
     FEATURE_NOT_ENABLED = "FEATURE_NOT_ENABLED"
+    # Found out before anything is proposed (node/ingest.py).
+    RECORD_TOO_LARGE = "RECORD_TOO_LARGE"
+    BATCH_TOO_LARGE = "BATCH_TOO_LARGE"
+    MALFORMED_BATCH = "MALFORMED_BATCH"
+    EMPTY_BATCH = "EMPTY_BATCH"
+    BAD_REQUEST = "BAD_REQUEST"
 
 
 @dataclass(slots=True)
