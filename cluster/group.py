@@ -329,7 +329,7 @@ class Group:
         self, batch: WriteBatch, meta: CheckpointMeta, segments: list[tuple[bytes, bytes]]
     ) -> bool:
         """Switch to a fetched checkpoint whose entries are staged. False if it came too late."""
-        if meta.index <= self.core.log.commit_index:
+        if not self.core.wants_checkpoint(index=meta.index, term=meta.term):
             self.core.snapshot_refused()
             return False
         self.log.switch(batch, meta, self.core.log.applied_index)

@@ -1,7 +1,11 @@
 """Campaigns: pre-vote first, then the real election (dissertation §9.6, §3.4).
 
 A pre-vote changes nothing anywhere: a replica cut off from the others never raises its term, so it
-does not depose the leader when it comes back. A vote for oneself counts only once it is on disk.
+does not depose the leader when it comes back.
+
+A real campaign waits for the disk before it asks anyone (rule R1). Asked earlier, the others could
+vote for a log that a crash then shortens, in a term that it makes forgotten: the replica could
+campaign in the same term again and win by votes given to the longer log.
 """
 
 from __future__ import annotations
@@ -37,16 +41,14 @@ def _request_votes(state: RaftState, *, leadership_transfer: bool) -> None:
     state.term += 1
     state.voted_for = state.replica_id
     state.leader_id = 0
-    state.transfer_election = leadership_transfer
     log = state.log
     for voter in state.configuration.all_voters():
         if voter == state.replica_id:
-            # To itself, through the disk like any vote (rule R1).
             state.after_sync.append(
                 RequestVoteReply(state.replica_id, state.replica_id, state.term, granted=True)
             )
             continue
-        state.outbox.append(
+        state.after_sync.append(
             RequestVote(
                 state.replica_id,
                 voter,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from cluster.raft import candidate, follower, leader
 from cluster.raft.configuration import Configuration
+from cluster.raft.errors import ChangeRefused
 from cluster.raft.log import Log, LogReader
 from cluster.raft.messages import (
     AppendEntries,
@@ -156,9 +157,10 @@ class RaftCore:
 
     def propose_learners(self, learners: Sequence[int]) -> int:
         """Raises NotLeader, Transferring, ChangeRefused."""
-        return leader.propose_configuration(
-            self.state, self.state.configuration.with_learners(learners)
-        )
+        current = self.state.configuration
+        if any(current.is_voter(r) for r in learners):
+            raise ChangeRefused(f"{sorted(learners)}: a voter of {current} can not be a learner")
+        return leader.propose_configuration(self.state, current.with_learners(learners))
 
     def propose_voters(self, voters: Sequence[int]) -> int:
         """Start the joint change to `voters`; the leader leaves the joint state by itself once that
@@ -201,6 +203,14 @@ class RaftCore:
     def wake(self) -> None:
         """A node that this group counts on may be gone: start the clocks again (rule R20)."""
         self.state.wake()
+
+    def leader_lost(self) -> None:
+        """The leader's node has been silent for an election timeout: no lease of its counts any
+        more, and this replica campaigns after the random rest of its own timeout."""
+        state = self.state
+        state.wake()
+        if state.role is Role.FOLLOWER:
+            state.election_elapsed = max(state.election_elapsed, state.options.election_ticks)
 
     def unreachable(self, replica_id: int) -> None:
         if self.state.role is Role.LEADER:
@@ -331,6 +341,13 @@ class RaftCore:
             f"durable {log.durable_index}"
         )
         log.applied_index = index
+
+    def wants_checkpoint(self, *, index: int, term: int) -> bool:
+        """To be asked right before the store switches to a fetched checkpoint. False when the log
+        holds all of it by now: a switch would throw away entries after it, which this replica may
+        have acknowledged. Then call `snapshot_refused`."""
+        log = self.state.log
+        return index > log.commit_index and not log.matches(index, term)
 
     def snapshot_installed(self, *, index: int, configuration: Configuration) -> None:
         """The store has switched to a checkpoint of `index` (in the batch of the next `synced`)."""

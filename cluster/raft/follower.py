@@ -43,6 +43,8 @@ def on_pre_vote(state: RaftState, message: PreVote) -> None:
             last_log_index=message.last_log_index, last_log_term=message.last_log_term
         )
     )
+    if state.leadership is not None:
+        state.leadership.stay_awake(heartbeat_elapsed=state.options.heartbeat_ticks)
     term = message.term if granted else state.term
     state.after_sync.append(PreVoteReply(state.replica_id, message.sender, term, granted))
 
@@ -61,8 +63,8 @@ def on_request_vote(state: RaftState, message: RequestVote) -> None:
 
 def follow(state: RaftState, leader_id: int) -> None:
     """A message of the leader of this term arrived."""
-    assert state.role is not Role.LEADER, (
-        f"two leaders in term {state.term}: {state.replica_id} and {leader_id}"
+    assert state.leader_id in (0, leader_id), (
+        f"two leaders in term {state.term}: {state.leader_id} and {leader_id}"
     )
     if state.role is not Role.FOLLOWER:
         state.become_follower(term=state.term, leader_id=leader_id)
@@ -96,6 +98,10 @@ def on_append_entries(state: RaftState, message: AppendEntries) -> None:
     last_new = prev + len(message.entries)
     log.commit_index = max(log.commit_index, min(message.leader_commit, last_new))
     _reply_success(state, message.sender, last_new)
+    if state.install is not None and log.matches(
+        state.install.snapshot_index, state.install.snapshot_term
+    ):
+        state.install = None  # another leader had all that was missing
 
 
 def append(state: RaftState, entries: list[Entry]) -> None:

@@ -43,6 +43,14 @@ class Leadership:
         self.reads: deque[tuple[int, int, object]] = deque()  # (round, read index, context)
         self.read_round = 0
 
+    def stay_awake(self, *, heartbeat_elapsed: int) -> None:
+        """Someone did not hear this leader: speak up with this turn, and ask everyone anew before
+        stopping the clocks. What they answered before they may have forgotten since."""
+        self.heartbeat_elapsed = heartbeat_elapsed
+        self.idle_ticks = 0
+        for progress in self.progress.values():
+            progress.quiesced = False
+
     def abandon_reads(self) -> list[object]:
         return [context for _, _, context in self.reads] + self.new_reads
 
@@ -189,6 +197,9 @@ def tick(state: RaftState) -> None:
         lead.transfer_elapsed += 1
         if lead.transfer_elapsed >= state.options.election_ticks:
             lead.transferee = 0  # it did not take over: lead on
+    if state.election_elapsed % state.options.heartbeat_ticks == 0:
+        for progress in lead.progress.values():
+            progress.watch()
     lead.idle_ticks += 1
     lead.heartbeat_elapsed += 1
     if lead.heartbeat_elapsed >= state.options.heartbeat_ticks:
@@ -235,7 +246,6 @@ def _send_heartbeats(state: RaftState) -> None:
             continue
         if not quiesce:
             progress.quiesced = False
-        progress.match_at_heartbeat = progress.match_index
         commit = min(progress.match_index, state.log.commit_index)
         state.outbox.append(
             Heartbeat(state.replica_id, member, state.term, commit, lead.read_round, quiesce)
@@ -283,10 +293,8 @@ def on_heartbeat_reply(state: RaftState, message: HeartbeatReply) -> None:
     progress.quiesced = message.quiesced
     if progress.state is ProgressState.PROBE:
         progress.probe_sent = False
-    elif progress.state is ProgressState.REPLICATE:
-        stalled = progress.match_at_heartbeat == progress.match_index
-        if progress.match_index < progress.next_index - 1 and stalled:
-            progress.become_probe()  # nothing came of what was sent a heartbeat ago: it was lost
+    elif progress.stalled:
+        progress.become_probe()  # it hears us, yet nothing comes of what was sent: it was lost
     if message.read_round > progress.acked_round:
         progress.acked_round = message.read_round
 
@@ -297,12 +305,10 @@ def on_install_reply(state: RaftState, message: InstallSnapshotReply) -> None:
     if progress is None:
         return
     progress.recent_active = True
-    if progress.state is ProgressState.SNAPSHOT:
-        if message.success:
-            progress.snapshot_index = max(progress.snapshot_index, message.snapshot_index)
-        else:
-            progress.snapshot_index = progress.match_index
+    if progress.state is ProgressState.SNAPSHOT and message.success:
+        progress.snapshot_index = max(progress.snapshot_index, message.snapshot_index)
         progress.become_probe()
+    # After a failure the next heartbeat repeats the order: no tight loop of orders and refusals.
 
 
 def unreachable(state: RaftState, replica_id: int) -> None:

@@ -27,13 +27,15 @@ class Progress:
         "acked_round",
         "inflight",
         "inflight_bytes",
-        "match_at_heartbeat",
         "match_index",
+        "match_watched",
         "next_index",
         "probe_sent",
         "quiesced",
         "recent_active",
+        "sent_watched",
         "snapshot_index",
+        "stalled",
         "state",
     )
 
@@ -48,7 +50,9 @@ class Progress:
         self.snapshot_index = 0
         self.acked_round = 0  # latest ReadIndex round answered
         self.quiesced = False
-        self.match_at_heartbeat = -1  # match_index when the last heartbeat left
+        self.match_watched = 0  # match_index and the last index sent, at the last `watch`
+        self.sent_watched = 0
+        self.stalled = False
 
     def is_paused(self, *, messages_max: int, bytes_max: int) -> bool:
         if self.state is ProgressState.PROBE:
@@ -78,6 +82,20 @@ class Progress:
         self.inflight.clear()
         self.inflight_bytes = 0
         self.snapshot_index = 0
+        self.sent_watched = 0
+        self.stalled = False
+
+    def watch(self) -> None:
+        """Called once a heartbeat interval. `stalled`: for a whole interval there was something on
+        the way and no answer to any of it. Less than that is the follower's disk at work: it
+        answers heartbeats at once and appends after its sync."""
+        self.stalled = (
+            self.state is ProgressState.REPLICATE
+            and self.match_index == self.match_watched
+            and self.match_index < self.sent_watched
+        )
+        self.match_watched = self.match_index
+        self.sent_watched = self.next_index - 1
 
     def sent(self, last_index: int, data_bytes: int) -> None:
         """An AppendEntries up to last_index left."""
@@ -93,6 +111,7 @@ class Progress:
         news = index > self.match_index
         if news:
             self.match_index = index
+            self.stalled = False
         if index >= self.next_index:
             self.next_index = index + 1
         while self.inflight and self.inflight[0][0] <= index:
@@ -105,9 +124,9 @@ class Progress:
     def refused(self, *, prev_index: int, probe_index: int) -> bool:
         """The AppendEntries after prev_index was refused; probe_index is the next guess for
         prev_log_index. False if the refusal is old news."""
+        if prev_index <= self.match_index:
+            return False
         if self.state is ProgressState.REPLICATE:
-            if prev_index <= self.match_index:
-                return False
             self.become_probe()
             return True
         if self.state is ProgressState.SNAPSHOT or self.next_index - 1 != prev_index:

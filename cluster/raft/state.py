@@ -98,7 +98,6 @@ class RaftState:
         self.election_timeout = 0
         self.quiesced = False
         self.votes: dict[int, bool] = {}
-        self.transfer_election = False  # this campaign was ordered by the leader
         self.leadership: Leadership | None = None
         self.install: InstallSnapshot | None = None  # the checkpoint being fetched
         self.outbox: list[Message] = []
@@ -117,8 +116,17 @@ class RaftState:
 
     @property
     def is_promotable(self) -> bool:
-        """May this replica campaign? Not while it waits for a checkpoint."""
-        return self.configuration.is_voter(self.replica_id) and self.install is None
+        """May this replica campaign? Not while it waits for a checkpoint. One that an uncommitted
+        configuration leaves out still may: it can be the only one alive that holds that entry, so
+        that no other can win (dissertation §4.2.2). Its vote for itself does not count then."""
+        if self.install is not None:
+            return False
+        for index, configuration in reversed(self.configurations):
+            if configuration.is_voter(self.replica_id):
+                return True
+            if index <= self.log.commit_index:
+                return False
+        return False
 
     @property
     def hears_leader(self) -> bool:
@@ -137,6 +145,8 @@ class RaftState:
         if self.quiesced:
             self.quiesced = False
             self.election_elapsed = 0
+            if self.leadership is not None:
+                self.leadership.stay_awake(heartbeat_elapsed=self.options.heartbeat_ticks)
 
     def change_role(self, role: Role) -> None:
         assert role in TRANSITIONS[self.role], f"{self.role.value} may not become {role.value}"
@@ -156,7 +166,6 @@ class RaftState:
             self.voted_for = 0
         self.change_role(Role.FOLLOWER)
         self.leader_id = leader_id
-        self.transfer_election = False
 
     def truncate_configurations(self, first: int) -> None:
         """Entries from `first` on are gone, and the configurations among them with them."""
