@@ -291,6 +291,7 @@ class RecordsAppended:
     created_min_ms: int
     created_max_ms: int
     start_bytes: int
+    batch_bytes: int
     features: int
     columns: bytes
 

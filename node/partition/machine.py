@@ -155,6 +155,7 @@ class PartitionMachine:
             created_min_ms,
             created_max_ms,
             start_bytes,
+            len(append.batch),
             append.features,
             append.columns,
         )
