@@ -241,6 +241,8 @@ class Host:
         wanted, self._wanted = self._wanted, {}
         wrote = must_sync = more = False
         for group in wanted.values():
+            if group.failure is not None:
+                continue  # stopped or removed since it asked
             try:
                 if group.core.has_committed:
                     group.apply(batch)
@@ -339,7 +341,7 @@ class Host:
         for node_id in self.peers.tick():
             logger.warning("node %d: nothing heard for %d ticks", node_id, self.peers.silence_ticks)
             self.peers.forget_leads_of(node_id)
-            self._wake_groups_on(node_id)
+            self._wake_groups_on(node_id, gone=True)
         for group in list(self._awake.values()):
             core = group.core
             before = (core.term, core.leader_id, core.role)
@@ -353,13 +355,16 @@ class Host:
         if self._ticks % self.options.beat_ticks == 0:
             self._send(beat=True)
 
-    def _wake_groups_on(self, node_id: int) -> None:
+    def _wake_groups_on(self, node_id: int, *, gone: bool = False) -> None:
         """Quiesced groups rely on node liveness (rule R20): start the clocks of those concerned."""
         for group in self.groups.values():
             if group.failure is None and any(
                 self.peers.node_of(member) == node_id for member in group.configuration.members()
             ):
-                group.core.wake()
+                if gone and self.peers.node_of(group.core.leader_id) == node_id:
+                    group.core.leader_lost()
+                else:
+                    group.core.wake()
                 self._awake[group.group_id] = group
 
     # --- Receiver --------------------------------------------------------------------------------

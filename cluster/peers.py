@@ -75,10 +75,10 @@ class Peers:
                 lost.append(node_id)
         return lost
 
-    def median_clock_offset_ms(self) -> int:
-        """How far the median of all live nodes' clocks, this one's included, is ahead of ours."""
+    def clock_ahead_ms(self) -> int:
+        """This node's wall clock minus the median of all live nodes' clocks, its own included."""
         offsets = [0] + [s.clock_offset_ms for s in self._nodes.values() if s.alive]
-        return int(median(offsets))
+        return -int(median(offsets))
 
     # --- replicas --------------------------------------------------------------------------------
 

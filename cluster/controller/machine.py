@@ -8,7 +8,7 @@ from typing import Any
 from cluster.controller.catalog import Catalog
 from cluster.controller.codec import decode_command, decode_segment, encode_segment, segment_name
 from cluster.controller.tables import Changes
-from cluster.interfaces import CheckpointMeta, WriteBatch
+from cluster.interfaces import CheckpointMeta, EngineReader, WriteBatch
 from cluster.raft.messages import Entry, EntryKind
 
 ChangeListener = Callable[[Changes], None]
@@ -62,6 +62,10 @@ class CatalogMachine:
 
     def freeze(self) -> FrozenCatalog:
         return FrozenCatalog(self.applied_index, self.catalog.take_segments())
+
+    def history(self, reader: EngineReader, above: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """Nothing: the checkpoint holds the whole catalog."""
+        return iter(())
 
     def restore(self, meta: CheckpointMeta | None, segments: Iterable[tuple[bytes, bytes]]) -> None:
         self.applied_index = 0 if meta is None else meta.index

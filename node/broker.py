@@ -1,0 +1,293 @@
+"""A node without its disk, ports and clock: everything that agrees, stores and decides, built on
+the seams of cluster/interfaces.py. server.py gives it the real ones, the simulator virtual ones.
+
+    start: place in a cluster (founding.py) -> controller's replica -> partitions as the catalog
+    says stop:  refuse new work -> hand every leadership over -> end
+
+Background work, each a task of its own: registering what changed about this node, the reconciler
+(on the controller's leader), duties of partition leaders (node/duties.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, fields
+
+from cluster.controller import commands as c
+from cluster.controller.access import (
+    PROPOSE_METHOD,
+    ControllerAccess,
+    ControllerUnavailable,
+    ProducerIds,
+)
+from cluster.controller.codec import decode_command, encode_reply
+from cluster.controller.machine import CatalogMachine
+from cluster.controller.model import CONTROLLER_GROUP_ID, Member
+from cluster.founding import HELLO_METHOD, REGISTER_METHOD, Founding, Membership
+from cluster.host import Host, HostOptions
+from cluster.interfaces import (
+    CatchUpChunk,
+    CatchUpRequest,
+    Clock,
+    Engine,
+    Envelope,
+    Peer,
+    PeerError,
+    Transport,
+)
+from cluster.raft.configuration import Configuration
+from cluster.raft.errors import ChangeRefused, RaftRefused
+from cluster.raft.state import RaftOptions, RandomSource
+from cluster.tasks import TaskGroup
+from node.partitions import Partitions
+from node.replica import PartitionReplica
+from node.storage.checkpoints import CheckpointStore
+from node.storage.raft_log import RaftLog
+from node.storage.tail_cache import TailBudget
+
+logger = logging.getLogger(__name__)
+
+MEMBERSHIP_KEY = b"\xff" * 8 + b"m"  # outside of all groups, see node/storage/keys.py
+_URGE_S = 0.1
+_REGISTER_RETRY_S = 1.0
+_HAND_OVER_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """Of the groups and their host; the controller's group differs from the partitions' only in
+    that it announces commits and never stops its clocks."""
+
+    raft: RaftOptions
+    host: HostOptions
+    tail_budget_bytes: int = 32 << 20
+    clock_skew_ms_max: int = 500
+
+
+class Broker:
+    """Implements cluster.interfaces.Receiver. `failed` is told once of an error that must stop the
+    process."""
+
+    def __init__(
+        self,
+        *,
+        me: c.Announcement,
+        initial_peers: dict[int, str],
+        engine: Engine,
+        transport: Transport,
+        clock: Clock,
+        random: RandomSource,
+        options: BrokerOptions,
+        new_cluster_id: Callable[[], str],
+        bind_cluster: Callable[[str], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self.me = me
+        self.engine = engine
+        self.transport = transport
+        self.clock = clock
+        self.options = options
+        self._bind_cluster = bind_cluster
+        self.host = Host(
+            node_id=me.node_id,
+            engine=engine,
+            transport=transport,
+            clock=clock,
+            random=random,
+            options=options.host,
+            failed=failed,
+        )
+        self.controller_machine = CatalogMachine()
+        self.controller = ControllerAccess(self.host, self.controller_machine)
+        self.producer_ids = ProducerIds(self.controller, self.host)
+        self._tail_budget = TailBudget(options.tail_budget_bytes)
+        self.partitions = Partitions(
+            host=self.host,
+            catalog=self.controller_machine.catalog,
+            engine=engine,
+            incarnation=me.incarnation,
+            raft_options=options.raft,
+            tail_budget=self._tail_budget,
+            new_replica=self._new_replica,
+        )
+        self.controller_machine.on_change(self.partitions.follow)
+        stored = engine.get(MEMBERSHIP_KEY)
+        self.founding = Founding(
+            me=me,
+            peers=initial_peers,
+            transport=transport,
+            membership=Membership.decode(stored) if stored else None,
+            keep=self._keep_membership,
+            new_cluster_id=new_cluster_id,
+        )
+        self._tasks = TaskGroup(f"broker-{me.node_id}", on_failure=self._task_failed)
+        self._failed = failed
+        self.draining = False
+        self.disk_full = False
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns when this node has its place in a cluster; its groups find their leaders then."""
+        membership = await self.founding.find_place()
+        self._bind_cluster(membership.cluster_id)
+        founding = None
+        for number, founder in enumerate(membership.founders, start=1):
+            self.host.peers.set_replica(number, founder.node_id)
+            self.host.set_peer(founder.node_id, founder.peer_endpoint)
+        if membership.founders:
+            founding = Configuration.of(range(1, len(membership.founders) + 1))
+        raft = self.options.raft
+        self.host.create_replica(
+            group_id=CONTROLLER_GROUP_ID,
+            replica_id=membership.controller_replica_id,
+            log=RaftLog(self.engine, CONTROLLER_GROUP_ID, self._tail_budget),
+            snapshots=CheckpointStore(self.engine, CONTROLLER_GROUP_ID),
+            machine=self.controller_machine,
+            founding=founding,
+            options=RaftOptions(
+                election_ticks=raft.election_ticks,
+                heartbeat_ticks=raft.heartbeat_ticks,
+                quiesce_ticks=0,
+                announce_commit=True,
+            ),
+        )
+        self.host.start()
+        self._tasks.start(self._announce_self(membership), name="announce")
+        self._tasks.start(self._urge_fresh_groups(), name="urge")
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Hand leaderships over for at most `grace_s`, then end all tasks. The engine stays
+        open."""
+        self.draining = True
+        await self.hand_over_leaderships(within_s=grace_s)
+        await self._tasks.cancel_and_wait()
+        await self.host.close()
+
+    def _task_failed(self, name: str, error: BaseException) -> None:
+        logger.critical("task %s failed: %r", name, error, exc_info=error)
+        self._failed(error)
+
+    def _new_replica(self, group_id: int, log: RaftLog) -> PartitionReplica:
+        return PartitionReplica(
+            group_id=group_id,
+            reader=self.engine,
+            log=log,
+            clock=self.clock,
+            clock_offset_ms=self.host.peers.clock_ahead_ms,
+            clock_skew_ms_max=self.options.clock_skew_ms_max,
+        )
+
+    async def _keep_membership(self, membership: Membership) -> None:
+        batch = self.engine.new_batch()
+        batch.put(MEMBERSHIP_KEY, membership.encode())
+        self.engine.write(batch)
+        await self.engine.sync()
+
+    async def hand_over_leaderships(self, *, within_s: float) -> None:
+        """Ask the best of each led group's other live voters to take over, until none is led here
+        or the time is up."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while loop.time() < deadline:
+            led = [g for g in self.host.groups.values() if g.core.leads_since_index]
+            movable = [group for group in led if self._hand_over(group.group_id)]
+            if not movable:
+                return
+            await asyncio.sleep(_HAND_OVER_POLL_S)
+
+    def _hand_over(self, group_id: int) -> bool:
+        """False if nobody can take the group."""
+        group = self.host.groups[group_id]
+        peers = self.host.peers
+        able = [
+            voter
+            for voter in group.configuration.voters
+            if voter != group.replica_id and peers.is_alive(peers.node_of(voter))
+        ]
+        if not able or group.failure is not None:
+            return False
+        if not group.core.transferee:
+            best = max(able, key=lambda voter: (group.match_index(voter), -voter))
+            try:
+                group.transfer_leadership(best)
+            except (RaftRefused, ChangeRefused) as error:
+                logger.info("group %d: not handed over: %s", group_id, error)
+        return True
+
+    # --- background ------------------------------------------------------------------------------
+
+    async def _announce_self(self, membership: Membership) -> None:
+        """Found the catalog if this node leads the controller first; keep its own row true."""
+        catalog = self.controller.catalog
+        while not catalog.cluster_id:
+            if membership.founders and self.host.groups[CONTROLLER_GROUP_ID].is_leader:
+                await self._try(
+                    c.Found(cluster_id=membership.cluster_id, members=membership.founders)
+                )
+            await asyncio.sleep(_URGE_S)
+        assert catalog.cluster_id == membership.cluster_id, (
+            f"the controller is of cluster {catalog.cluster_id}, this node of {membership}"
+        )
+        if not _says(catalog.member(self.me.node_id), self.me):
+            while True:
+                if await self._try(c.RegisterMember(member=self.me)):
+                    break
+                await asyncio.sleep(_REGISTER_RETRY_S)
+
+    async def _try(self, command: c.Command) -> bool:
+        try:
+            reply = await self.controller.propose(command)
+        except ControllerUnavailable as error:
+            logger.warning("%s: %s", type(command).__name__, error)
+            return False
+        if isinstance(reply, c.Refused):
+            logger.error("%s refused: %s", type(command).__name__, reply.message)
+        return True
+
+    async def _urge_fresh_groups(self) -> None:
+        while True:
+            self.partitions.urge_fresh()
+            await asyncio.sleep(_URGE_S)
+
+    # --- Receiver --------------------------------------------------------------------------------
+
+    def receive(self, peer: Peer, envelope: Envelope) -> None:
+        self.host.receive(peer, envelope)
+
+    def peer_connected(self, node_id: int) -> None:
+        self.host.peer_connected(node_id)
+
+    def peer_lost(self, node_id: int) -> None:
+        self.host.peer_lost(node_id)
+
+    async def call(self, node_id: int, method: str, request: bytes) -> bytes:
+        if method == HELLO_METHOD:
+            return self.founding.answer_hello()
+        if method == PROPOSE_METHOD:
+            return await self.controller.serve(request)
+        if method == REGISTER_METHOD:
+            return await self._register(request)
+        raise PeerError("NOT_FOUND", f"no method {method}")
+
+    async def _register(self, request: bytes) -> bytes:
+        """A node that has no cluster yet joins through this one."""
+        command, _ = decode_command(request)
+        if not isinstance(command, c.RegisterMember):
+            raise PeerError("BAD_REQUEST", f"{type(command).__name__} is not for strangers")
+        try:
+            return encode_reply(await self.controller.propose(command))
+        except ControllerUnavailable as error:
+            raise PeerError("NO_LEADER", str(error)) from error
+
+    def catch_up(self, request: CatchUpRequest) -> AsyncIterator[CatchUpChunk]:
+        return self.host.catch_up(request)
+
+
+def _says(row: Member | None, me: c.Announcement) -> bool:
+    """Does the catalog know this node as it is?"""
+    return row is not None and all(
+        getattr(row, field.name) == getattr(me, field.name) for field in fields(me)
+    )

@@ -1,0 +1,142 @@
+"""The partitions that this node holds a replica of, as the catalog wants them.
+
+Level-triggered: whenever the catalog changed something about this node, what it should hold is
+compared with what it holds. Replicas are created and deleted here and nowhere else, and only for
+entries that name this very incarnation (rule R12).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.controller.catalog import Catalog
+from cluster.controller.model import CONTROLLER_GROUP_ID
+from cluster.controller.model import Group as GroupRow
+from cluster.controller.tables import Changes
+from cluster.group import Group
+from cluster.host import Host
+from cluster.interfaces import Engine
+from cluster.raft.configuration import Configuration
+from cluster.raft.state import RaftOptions
+from node.replica import PartitionReplica
+from node.storage.checkpoints import CheckpointStore
+from node.storage.raft_log import RaftLog
+from node.storage.tail_cache import TailBudget
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class LocalPartition:
+    """One replica on this node. `topic` is the topic's number in the catalog."""
+
+    group: Group
+    replica: PartitionReplica
+    topic: int
+    partition: int
+
+    @property
+    def group_id(self) -> int:
+        return self.group.group_id
+
+
+class Partitions:
+    def __init__(
+        self,
+        *,
+        host: Host,
+        catalog: Catalog,
+        engine: Engine,
+        incarnation: str,
+        raft_options: RaftOptions,
+        tail_budget: TailBudget,
+        new_replica: Callable[[int, RaftLog], PartitionReplica],
+    ) -> None:
+        self._host = host
+        self._catalog = catalog
+        self._engine = engine
+        self._incarnation = incarnation
+        self._raft_options = raft_options
+        self._tail_budget = tail_budget
+        self._new_replica = new_replica
+        self._partitions: dict[int, LocalPartition] = {}
+        self.fresh: dict[int, LocalPartition] = {}  # of new groups that this node should lead
+        self.deleted_replicas: dict[int, None] = {}  # replica ids, to be confirmed to the catalog
+
+    def get(self, group_id: int) -> LocalPartition | None:
+        return self._partitions.get(group_id)
+
+    def all(self) -> list[LocalPartition]:
+        return list(self._partitions.values())
+
+    def led(self) -> list[LocalPartition]:
+        return [p for p in self._partitions.values() if p.group.is_leader]
+
+    def follow(self, changes: Changes) -> None:
+        """The catalog changed. Called on the loop, within a turn: plain and quick."""
+        catalog, host = self._catalog, self._host
+        groups = catalog.groups() if changes.everything else map(catalog.group, changes.groups)
+        for row in groups:
+            for replica in row.replicas if row is not None else ():
+                host.peers.set_replica(replica.replica_id, replica.node_id)
+        members = [member.node_id for member in catalog.members()]
+        for node_id in members if changes.everything else changes.nodes:
+            member = catalog.member(node_id)
+            if member is None:
+                host.forget_peer(node_id)
+            elif node_id != host.node_id:
+                host.set_peer(node_id, member.peer_endpoint)
+        if changes.everything or host.node_id in changes.nodes:
+            self._hold_what_is_named()
+
+    def _hold_what_is_named(self) -> None:
+        node_id = self._host.node_id
+        for tombstone in self._catalog.tombstones_on(node_id, self._incarnation):
+            local = self._partitions.get(tombstone.group_id)
+            if local is not None and local.group.replica_id == tombstone.replica_id:
+                self._delete(local)
+            self.deleted_replicas[tombstone.replica_id] = None
+        for row, replica in self._catalog.replicas_on(node_id, self._incarnation):
+            if row.group_id == CONTROLLER_GROUP_ID:
+                continue
+            local = self._partitions.get(row.group_id)
+            if local is None:
+                self._create(row, replica.replica_id)
+            elif local.group.replica_id != replica.replica_id:
+                self._delete(local)  # an older replica of this node, replaced meanwhile
+                self._create(row, replica.replica_id)
+
+    def _create(self, row: GroupRow, replica_id: int) -> None:
+        log = RaftLog(self._engine, row.group_id, self._tail_budget)
+        replica = self._new_replica(row.group_id, log)
+        founding = Configuration.of(row.founding) if replica_id in row.founding else None
+        group = self._host.create_replica(
+            group_id=row.group_id,
+            replica_id=replica_id,
+            log=log,
+            snapshots=CheckpointStore(self._engine, row.group_id),
+            machine=replica,
+            founding=founding,
+            options=self._raft_options,
+        )
+        local = LocalPartition(group, replica, row.topic, row.partition)
+        self._partitions[row.group_id] = local
+        if founding is not None and log.last_index == 0 and row.desired[:1] == (replica_id,):
+            self.fresh[row.group_id] = local
+
+    def _delete(self, local: LocalPartition) -> None:
+        logger.info("group %d: replica %d is deleted", local.group_id, local.group.replica_id)
+        del self._partitions[local.group_id]
+        self.fresh.pop(local.group_id, None)
+        self._host.remove_replica(local.group_id)
+
+    def urge_fresh(self) -> None:
+        """The preferred leader of a new group campaigns at once, and again until the others have
+        created their replicas too: a new topic need not wait for an election timeout."""
+        for group_id, local in list(self.fresh.items()):
+            if self._host.leader_of(group_id) is not None or local.group.last_index > 0:
+                del self.fresh[group_id]
+            else:
+                local.group.campaign()
