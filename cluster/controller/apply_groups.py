@@ -200,6 +200,10 @@ def _wrong_in(tables: Tables, group: Group, command: SetDesiredReplicas) -> Refu
         return _refused(Reason.BAD_REQUEST, f"bad replica set {voters}, learners {learners}")
     if group.group_id != CONTROLLER_GROUP_ID and learners:
         return _refused(Reason.BAD_REQUEST, "only the controller has wished learners")
+    if group.group_id == CONTROLLER_GROUP_ID:
+        members = [member.node_id for member in tables.members()]
+        if sorted(everyone) != members:
+            return _refused(Reason.STALE, f"every member takes part in the controller: {members}")
     before = (*group.desired_nodes(), *(group.node_of(r) for r in group.desired_learners))
     added = [node_id for node_id in everyone if node_id not in before]
     for node_id in added:

@@ -35,8 +35,8 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Led:
-    """A group, the node that leads it, and nodes with a live voter of it that is not behind, the
-    leader's included."""
+    """A group, the node that leads it, and the nodes that may lead it: live, with a voter of it.
+    The leader's own is among them unless it should lead nothing (a draining node)."""
 
     group_id: int
     leader: int
@@ -143,8 +143,9 @@ def rebalance_moves(
 
 
 def leader_moves(groups: Sequence[Led], *, moves_max: int) -> list[tuple[int, int]]:
-    """(group_id, node that should lead it), at most `moves_max`. First home to the preferred leader
-    where that makes the balance no worse, then whatever evens it out."""
+    """(group_id, node that should lead it), at most `moves_max`. First away from leaders that are
+    no candidates, then home to the preferred leader where that makes the balance no worse, then
+    whatever evens it out."""
     leaders: dict[int, int] = {}
     for group in groups:
         for node_id in (group.leader, *group.candidates):
@@ -153,8 +154,17 @@ def leader_moves(groups: Sequence[Led], *, moves_max: int) -> list[tuple[int, in
     target = [group.leader for group in groups]
     changes = 0
     for at, group in enumerate(groups):
+        if changes < moves_max and group.candidates and group.leader not in group.candidates:
+            to = min(group.candidates, key=lambda node_id: leaders[node_id])
+            leaders[to] += 1
+            leaders[group.leader] -= 1
+            target[at] = to
+            changes += 1
+    for at, group in enumerate(groups):
         home = group.preferred
         if changes >= moves_max or home == group.leader or home not in group.candidates:
+            continue
+        if target[at] != group.leader:
             continue
         if leaders[home] < leaders[group.leader]:
             leaders[home] += 1

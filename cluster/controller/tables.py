@@ -119,6 +119,7 @@ class Tables:
         self._counters.rows[0] = Counters()
         self.changed = False
         self._changed: dict[str, dict[int, None]] = {}
+        self._told_version = 0
         self._clear_indexes()
 
     def all_tables(self) -> tuple[Table[object], ...]:
@@ -221,6 +222,23 @@ class Tables:
             if replica.incarnation == incarnation:
                 found.append((group, replica))
         return found
+
+    def replica_count_on(self, node_id: int) -> int:
+        """Of partitions; leaving ones count until they are dropped."""
+        held = self._node_replicas.get(node_id, {})
+        return len(held) - sum(group_id == CONTROLLER_GROUP_ID for group_id in held.values())
+
+    def preferred_count_on(self, node_id: int) -> int:
+        """Groups whose preferred leader is on the node."""
+        return self._preferred.get(node_id, 0)
+
+    def nodes_with_replicas(self) -> list[int]:
+        """Those that are members no more included."""
+        return sorted(self._node_replicas)
+
+    def unsettled_groups(self) -> list[Group]:
+        """Whose reality is not their wish, by group id."""
+        return [self._groups.rows[group_id] for group_id in sorted(self._unsettled)]
 
     def tombstones_on(self, node_id: int, incarnation: str) -> list[Tombstone]:
         """What this incarnation should delete and confirm, by replica id."""
@@ -398,9 +416,11 @@ class Tables:
         self._note("operations", number)
 
     def take_changes(self) -> Changes | None:
-        """All since the last call; None if there were none."""
-        if not self._changed:
+        """All since the last call; None if there were none. A change of counters alone names no
+        rows, but whoever waits for its version must be told."""
+        if self.version == self._told_version:
             return None
+        self._told_version = self.version
         noted, self._changed = self._changed, {}
         return Changes(version=self.version, **{k: tuple(sorted(v)) for k, v in noted.items()})  # type: ignore[arg-type]
 
@@ -411,6 +431,7 @@ class Tables:
     # ------------------------------------------------------------------------------------ indexes
 
     def rebuild_indexes(self) -> None:
+        self._told_version = self.version
         self._clear_indexes()
         for topic in self._topics.rows.values():
             self._index_topic(topic)
@@ -433,6 +454,8 @@ class Tables:
     def _clear_indexes(self) -> None:
         self._gone_numbers: dict[tuple[int, str], int] = {}
         self._replica_group: dict[int, int] = {}
+        self._preferred: dict[int, int] = {}
+        self._unsettled: dict[int, None] = {}
         self._node_replicas: dict[int, dict[int, int]] = {}
         self._node_tombstones: dict[int, dict[int, None]] = {}
         self._topic_by_name: dict[str, int] = {}
@@ -456,8 +479,18 @@ class Tables:
             self._replica_group[replica.replica_id] = group.group_id
             on_node = self._node_replicas.setdefault(replica.node_id, {})
             on_node[replica.replica_id] = group.group_id
+        leader = group.node_of(group.desired[0])
+        self._preferred[leader] = self._preferred.get(leader, 0) + 1
+        if not group.is_settled():
+            self._unsettled[group.group_id] = None
 
     def _unindex_group(self, group: Group | None) -> None:
-        for replica in group.replicas if group is not None else ():
+        if group is None:
+            return
+        for replica in group.replicas:
             del self._replica_group[replica.replica_id]
             del self._node_replicas[replica.node_id][replica.replica_id]
+            if not self._node_replicas[replica.node_id]:
+                del self._node_replicas[replica.node_id]
+        self._preferred[group.node_of(group.desired[0])] -= 1
+        self._unsettled.pop(group.group_id, None)

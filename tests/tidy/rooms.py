@@ -38,6 +38,8 @@ CONTROLLER_PURE = tuple(
         "commands",
         "model",
         "placement",
+        "plan",
+        "plan_operations",
         "tables",
     )
 )

@@ -280,6 +280,14 @@ def test_a_leader_goes_home_when_that_unbalances_nothing() -> None:
     assert leader_moves(groups, moves_max=9) == [(2, 1)]
 
 
+def test_a_node_that_should_lead_nothing_is_relieved_first() -> None:
+    groups = [
+        Led(group_id=2, leader=1, preferred=1, candidates=(1, 2)),
+        Led(group_id=3, leader=3, preferred=3, candidates=(1, 2)),
+    ]
+    assert leader_moves(groups, moves_max=9) == [(3, 2)]
+
+
 def test_a_leader_does_not_go_home_to_a_dead_node() -> None:
     groups = [Led(group_id=2, leader=2, preferred=1, candidates=(2, 3))]
     assert leader_moves(groups, moves_max=9) == []
