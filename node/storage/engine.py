@@ -6,8 +6,7 @@ What rocksdict 0.3.29 does and does not do, measured, and what follows from it h
   * `write` holds the interpreter lock, its fsync included, so a batch is written unsynced on the
     loop, and `flush_wal(True)`, which releases the lock, runs in one writer thread. A write is not
     held up by a flush in flight.
-  * `set_iterate_lower_bound` has no effect, and a Snapshot's iterators do not see the snapshot: see
-    node/storage/iteration.py for what is done instead.
+  * Iterators have faults of their own: see node/storage/iteration.py.
   * A write that meets a stall blocks with the interpreter lock held. So the limits at which RocksDB
     would slow writes down are set out of reach, except the number of memtables, and `pressure`
     tells the node to stop taking appends long before that one.
@@ -191,7 +190,7 @@ class RocksEngine:
         options = rocksdict.ReadOptions()
         options.set_iterate_upper_bound(end)
         iterator = self._database.iter(options)
-        return falling(iterator, begin) if reverse else rising(iterator, begin)
+        return (falling if reverse else rising)(iterator, begin, options)
 
     def snapshot(self) -> PinnedIterator:
         """Holds memtables and files of this moment until it is closed: not for keeping."""

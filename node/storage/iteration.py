@@ -1,8 +1,14 @@
 """Scans of the engine and of its snapshots, on the iterators of RocksDB's binding.
 
-Two of the binding's faults are dealt with here: an iterator that meets a bad block just ends, so
-its status is asked after each scan; and a snapshot's own iterators do not see the snapshot, so that
-a snapshot is one iterator, which RocksDB keeps at the moment of its creation.
+Three of the binding's faults (rocksdict 0.3.29) are dealt with here:
+
+  * An iterator keeps a pointer into its read options, which own the upper bound, but does not keep
+    the options: once they are freed, the bound is whatever lies there next. So each scan does.
+  * An iterator that meets a bad block just ends. So its status is asked after each scan.
+  * A snapshot's own iterators do not see the snapshot. So a snapshot is one iterator, which RocksDB
+    keeps at the moment of its creation.
+
+Lower bounds of read options have no effect at all, and are checked by hand.
 """
 
 from __future__ import annotations
@@ -29,8 +35,9 @@ class RawIterator(Protocol):
     def value(self) -> bytes: ...
 
 
-def rising(iterator: RawIterator, begin: bytes) -> Iterator[Row]:
-    """From `begin` to the iterator's own upper bound: it does not touch what lies beyond."""
+def rising(iterator: RawIterator, begin: bytes, options: object) -> Iterator[Row]:
+    """From `begin` to the upper bound that `options`, those of the iterator, hold: it does not
+    touch what lies beyond."""
     valid, key, value, step = iterator.valid, iterator.key, iterator.value, iterator.next
     iterator.seek(begin)
     while valid():
@@ -39,8 +46,8 @@ def rising(iterator: RawIterator, begin: bytes) -> Iterator[Row]:
     _check_status(iterator)
 
 
-def falling(iterator: RawIterator, begin: bytes) -> Iterator[Row]:
-    """From the iterator's own upper bound, exclusive, down to `begin`."""
+def falling(iterator: RawIterator, begin: bytes, options: object) -> Iterator[Row]:
+    """From the upper bound in `options`, exclusive, down to `begin`."""
     valid, key, value, step = iterator.valid, iterator.key, iterator.value, iterator.prev
     iterator.seek_to_last()
     while valid():

@@ -9,7 +9,7 @@
     k  index u64                          a configuration in the log
     e  generation u32, index u64          an entry
     d                                     checkpoint meta
-    c  name, terminator, generation u32   a segment of a checkpoint
+    c  generation u32, name               a segment of a checkpoint
     r  base offset u64                    a row of the record index
 
     ff ff ff ff ff ff ff ff | n           the number of the last batch written (node/storage/engine)
@@ -47,9 +47,10 @@ def group_bounds(group_id: int) -> tuple[bytes, bytes]:
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    """The first key after all that start with `prefix`, whose last byte is not 0xff."""
-    assert prefix[-1] != 0xFF, f"prefix {prefix!r} has no end of its length"
-    return prefix[:-1] + bytes((prefix[-1] + 1,))
+    """The first key after all that start with `prefix`."""
+    stem = prefix.rstrip(b"\xff")
+    assert stem, f"nothing comes after {prefix!r}"
+    return stem[:-1] + bytes((stem[-1] + 1,))
 
 
 def entry_prefix(group_id: int, generation: int) -> bytes:
@@ -61,13 +62,5 @@ def index_key(prefix: bytes, index: int) -> bytes:
     return prefix + index.to_bytes(8, "big")
 
 
-def segment_key(prefix: bytes, name: bytes, generation: int) -> bytes:
-    """Keys of names sort as the names do, whatever bytes they hold: a zero is written as 00 ff and
-    the end as 00 00."""
-    return prefix + name.replace(b"\0", b"\0\xff") + b"\0\0" + generation.to_bytes(4, "big")
-
-
-def segment_of(prefix: bytes, key: bytes) -> tuple[bytes, int]:
-    """(name, generation) of a key made by `segment_key`."""
-    name = key[len(prefix) : -6].replace(b"\0\xff", b"\0")
-    return name, int.from_bytes(key[-4:], "big")
+def segment_key(prefix: bytes, generation: int, name: bytes) -> bytes:
+    return prefix + generation.to_bytes(4, "big") + name
