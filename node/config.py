@@ -221,6 +221,11 @@ def variable_of(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
 
 
+def shown_default(setting: Field[Any]) -> str:
+    """As the table words it."""
+    return setting.metadata["shown"] or show(setting.default, setting.name)
+
+
 def _parse(setting: Field[Any], value: object, source: str) -> Any:
     where = {"flag": flag_of(setting.name), "environment": variable_of(setting.name)}
     try:
@@ -342,7 +347,7 @@ def table() -> str:
     """The README's configuration table, Markdown."""
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for setting in SETTINGS:
-        default = setting.metadata["shown"] or f"`{show(setting.default, setting.name)}`"
+        default = setting.metadata["shown"] or f"`{shown_default(setting)}`"
         lines.append(f"| `{setting.name}` | {default} | {setting.metadata['meaning']} |")
     return "\n".join(lines) + "\n"
 

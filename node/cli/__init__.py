@@ -1,0 +1,1 @@
+"""The `quorumq` command: one file a job, root.py puts them together."""
