@@ -42,7 +42,7 @@ class WriteBatch(Protocol):
     def put(self, key: bytes, value: bytes) -> None: ...
     def delete(self, key: bytes) -> None: ...
     def delete_range(self, begin: bytes, end: bytes) -> None:
-        """Delete begin <= key < end."""
+        """Delete begin <= key < end. begin > end fails the whole batch."""
 
 
 class EngineReader(Protocol):
