@@ -159,6 +159,8 @@ class MemoryBatch:
         self.writes.append((key, None))
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
+        # RocksDB takes it and then fails the whole batch.
+        assert begin <= end, f"delete_range from {begin.hex()} back to {end.hex()}"
         self.writes.append((begin, end, True))
 
 
