@@ -136,7 +136,7 @@ def _start_emptying(tables: Tables, command: StartOperation) -> Reply:
         return done
     for running in overtaken:
         _end(tables, running, OperationState.CANCELLED, message="overtaken by a removal")
-    operation = _put(tables, command, None)
+    operation = _put(tables, command, None, incarnation=member.incarnation)
     if not removes and member.state == MemberState.DRAINED:
         _end(tables, operation, OperationState.SUCCEEDED)
     return _started(operation)
@@ -169,7 +169,9 @@ def _start_move(tables: Tables, command: StartOperation) -> Reply:
     return _started(_put(tables, replace(command, steps_total=1), topic))
 
 
-def _put(tables: Tables, command: StartOperation, topic: Topic | None) -> Operation:
+def _put(
+    tables: Tables, command: StartOperation, topic: Topic | None, *, incarnation: str = ""
+) -> Operation:
     operations = tables.operations()
     if len(operations) >= OPERATIONS_MAX:
         oldest = _oldest_forgettable(tables, operations)
@@ -184,6 +186,7 @@ def _put(tables: Tables, command: StartOperation, topic: Topic | None) -> Operat
         version=1,
         started_at_ms=tables.counters.wall_ms,
         node_id=command.node_id,
+        incarnation=incarnation,
         to_node_id=command.to_node_id,
         topic=topic.number if topic else 0,
         topic_name=topic.name if topic else "",

@@ -292,6 +292,7 @@ class Operation:
     started_at_ms: int
     ended_at_ms: int = 0
     node_id: int = 0
+    incarnation: str = ""  # of node_id's member when it began
     to_node_id: int = 0
     topic: int = 0
     topic_name: str = ""

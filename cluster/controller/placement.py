@@ -270,9 +270,12 @@ def _balance_moves(
             if node_id in on_node and group_id not in touched:
                 on_node[node_id].append(group_id)
     while len(moves) < moves_max:
-        found = _balance_move(sets, load, zones, touched, on_node)
+        found = _balance_move(sets, load, zones, on_node)
         if found is None:
             return
+        for node_id in sets[found[0]]:
+            if node_id in on_node:
+                on_node[node_id].remove(found[0])
         _move(*found, sets, load, touched, moves)
 
 
@@ -280,7 +283,6 @@ def _balance_move(
     sets: dict[int, list[int]],
     load: dict[int, int],
     zones: Mapping[int, str],
-    touched: dict[int, None],
     on_node: dict[int, list[int]],
 ) -> tuple[int, int, int] | None:
     """(group, from, to) between the most different two nodes where any group may be moved."""
@@ -291,10 +293,10 @@ def _balance_move(
                 break
             for group_id in on_node[high]:
                 node_ids = sets[group_id]
-                if group_id in touched or low in node_ids:
+                if low in node_ids:
                     continue
-                moved = [low if node_id == high else node_id for node_id in node_ids]
-                if _zone_count(moved, zones) >= _zone_count(node_ids, zones):
+                others = [zones.get(n, "") for n in node_ids if n != high]
+                if zones.get(low, "") not in others or zones.get(high, "") in others:
                     return group_id, high, low
     return None
 
@@ -313,10 +315,6 @@ def _move(
     load[to_node] += 1
     touched[group_id] = None
     moves.append(Move(group_id=group_id, from_node=from_node, to_node=to_node))
-
-
-def _zone_count(node_ids: Sequence[int], zones: Mapping[int, str]) -> int:
-    return len({zones.get(node_id, "") for node_id in node_ids})
 
 
 def _even_out(
