@@ -72,16 +72,20 @@ class Founding:
         self,
         *,
         me: c.Announcement,
+        may_found: bool,
         peers: Mapping[int, str],
         transport: Transport,
         membership: Membership | None,
         keep: Callable[[Membership], Awaitable[None]],
         new_cluster_id: Callable[[], str],
     ) -> None:
-        """`peers`: node id -> peer endpoint of all initial members, this node's too. `keep` stores
+        """`may_found`: False for a node that lost its data: it belongs to a cluster and waits to
+        see it again. `peers`: node id -> peer endpoint of all initial members, this node's too.
+        `keep` stores
         a membership, durably when it returns."""
         assert me.node_id in peers, f"node {me.node_id} is not among its peers {sorted(peers)}"
         self._me = me
+        self._may_found = may_found
         self._peers = dict(sorted(peers.items()))
         self._transport = transport
         self._keep = keep
@@ -94,6 +98,7 @@ class Founding:
             {
                 "member": asdict(self._me),
                 "peers": list(self._peers),
+                "may_found": self._may_found,
                 "membership": self.membership.encode().decode() if self.membership else None,
             }
         ).encode()
@@ -125,12 +130,16 @@ class Founding:
                 member = c.Announcement(**hello["member"])
                 if member.node_id != node_id:
                     trouble.append(f"{endpoint} is node {member.node_id}, not {node_id}")
+                elif not hello["may_found"]:
+                    trouble.append(f"node {node_id} has lost the data of a cluster")
                 elif hello["peers"] != list(self._peers):
                     trouble.append(f"node {node_id} was told other peers: {hello['peers']}")
                 else:
                     empty.append(member)
             except (PeerError, ValueError, KeyError, TypeError) as error:
                 trouble.append(f"node {node_id} at {endpoint}: {error}")
+        if not self._may_found:
+            trouble.append("this node lost its data and belongs to a cluster that it does not see")
         if not trouble and self._me.node_id == min(self._peers):
             return self._found(empty)
         if loud:

@@ -16,6 +16,7 @@ checkpoint or stopped. Losing leadership ends nothing by itself: the entry may s
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from cluster.interfaces import (
@@ -32,6 +33,9 @@ from cluster.raft.core import RaftCore, Ready
 from cluster.raft.errors import NotLeader
 from cluster.raft.messages import Entry, InstallSnapshot, Message
 from cluster.raft.state import RaftOptions, RandomSource, Role
+
+
+logger = logging.getLogger(__name__)
 
 
 class ProposalLost(Exception):
@@ -282,6 +286,9 @@ class Group:
         leads = core.role is Role.LEADER and core.log.applied_index >= core.leads_since_index
         if leads and self._told_leader_term != core.term:
             self._told_leader_term = core.term
+            logger.info(
+                "group %d: replica %d leads in term %d", self.group_id, core.replica_id, core.term
+            )
             self.machine.leadership_changed(term=core.term, is_leader=True)
         elif self._told_leader_term and core.role is not Role.LEADER:
             self._told_leader_term = 0

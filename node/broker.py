@@ -35,6 +35,7 @@ from cluster.interfaces import (
     Envelope,
     Peer,
     PeerError,
+    Receiver,
     Transport,
 )
 from cluster.raft.configuration import Configuration
@@ -74,9 +75,10 @@ class Broker:
         self,
         *,
         me: c.Announcement,
+        may_found: bool,
         initial_peers: dict[int, str],
         engine: Engine,
-        transport: Transport,
+        new_transport: Callable[[Receiver], Transport],
         clock: Clock,
         random: RandomSource,
         options: BrokerOptions,
@@ -86,7 +88,7 @@ class Broker:
     ) -> None:
         self.me = me
         self.engine = engine
-        self.transport = transport
+        self.transport = transport = new_transport(self)
         self.clock = clock
         self.options = options
         self._bind_cluster = bind_cluster
@@ -111,11 +113,13 @@ class Broker:
             raft_options=options.raft,
             tail_budget=self._tail_budget,
             new_replica=self._new_replica,
+            damaged=failed,
         )
         self.controller_machine.on_change(self.partitions.follow)
         stored = engine.get(MEMBERSHIP_KEY)
         self.founding = Founding(
             me=me,
+            may_found=may_found,
             peers=initial_peers,
             transport=transport,
             membership=Membership.decode(stored) if stored else None,

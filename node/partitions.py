@@ -17,7 +17,7 @@ from cluster.controller.model import Group as GroupRow
 from cluster.controller.tables import Changes
 from cluster.group import Group
 from cluster.host import Host
-from cluster.interfaces import Engine
+from cluster.interfaces import Engine, StorageError
 from cluster.raft.configuration import Configuration
 from cluster.raft.state import RaftOptions
 from node.replica import PartitionReplica
@@ -53,7 +53,10 @@ class Partitions:
         raft_options: RaftOptions,
         tail_budget: TailBudget,
         new_replica: Callable[[int, RaftLog], PartitionReplica],
+        damaged: Callable[[StorageError], None],
     ) -> None:
+        """`damaged` is told when what is stored of a replica can not be trusted: durable data is
+        gone, and this incarnation must not go on (rule R14)."""
         self._host = host
         self._catalog = catalog
         self._engine = engine
@@ -61,6 +64,7 @@ class Partitions:
         self._raft_options = raft_options
         self._tail_budget = tail_budget
         self._new_replica = new_replica
+        self._damaged = damaged
         self._partitions: dict[int, LocalPartition] = {}
         self.fresh: dict[int, LocalPartition] = {}  # of new groups that this node should lead
         self.deleted_replicas: dict[int, None] = {}  # replica ids, to be confirmed to the catalog
@@ -102,11 +106,15 @@ class Partitions:
             if row.group_id == CONTROLLER_GROUP_ID:
                 continue
             local = self._partitions.get(row.group_id)
-            if local is None:
-                self._create(row, replica.replica_id)
-            elif local.group.replica_id != replica.replica_id:
+            if local is not None and local.group.replica_id == replica.replica_id:
+                continue
+            if local is not None:
                 self._delete(local)  # an older replica of this node, replaced meanwhile
+            try:
                 self._create(row, replica.replica_id)
+            except StorageError as error:
+                self._damaged(error)
+                return
 
     def _create(self, row: GroupRow, replica_id: int) -> None:
         log = RaftLog(self._engine, row.group_id, self._tail_budget)
