@@ -36,7 +36,6 @@ ENVIRONMENT_PREFIX = "QUORUMQ_"
 LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WILDCARD_HOSTS = ("0.0.0.0", "[::]", "::", "*", "")
-RECORD_BYTES_LIMIT = 16 << 20  # contract: no record or batch above it, whatever is configured
 NODE_ID_MAX = (1 << 31) - 1
 _NO_PATH = Path()
 
@@ -152,33 +151,32 @@ class NodeConfig:
     checkpoint_bytes_max: int = _bytes(
         64 << 20, "bytes applied until a partition's next checkpoint", least=1
     )
-    tail_bytes_max: int = _bytes(
-        64 << 20, "log that a partition keeps for live replicas that lag", least=1
+    tail_budget_bytes: int = _bytes(
+        32 << 20,
+        "newest entries of all logs, kept in memory for replicas and readers",
+        least=1 << 20,
     )
     write_buffer_bytes: int = _bytes(16 << 20, "RocksDB write buffer", least=1 << 20)
     block_cache_bytes: int = _bytes(32 << 20, "RocksDB block cache", least=1 << 20)
 
-    # --- limits: what is above them is refused with the reason named
-    record_bytes_max: int = _bytes(1 << 20, "default of a topic, up to 16 MiB", least=1)
-    batch_bytes_max: int = _bytes(1 << 20, "default of a topic, up to 16 MiB", least=1)
-    topics_max: int = _number(10_000, "topics; QUOTA")
-    partitions_max: int = _number(50_000, "partitions of all topics; QUOTA")
+    # --- limits: what is above them is refused with the reason named. Those of topics and of the
+    # catalog are not here: every node must decide alike, so they are the topic's or constants.
     inflight_bytes_max: int = _bytes(
-        64 << 20, "produced and not answered, this node; THROTTLED", least=1 << 20
+        128 << 20, "produced and not answered, this node; THROTTLED", least=32 << 20
     )
     connection_inflight_bytes_max: int = _bytes(
-        16 << 20, "produced and not answered, one stream; THROTTLED", least=1 << 20
+        32 << 20, "produced and not answered, one stream; THROTTLED", least=16 << 20
     )
     connection_inflight_requests_max: int = _number(
         1_024, "produced and not answered, one stream; THROTTLED"
     )
     uncommitted_bytes_max: int = _bytes(
-        32 << 20, "proposed and not committed, one partition; THROTTLED", least=1
+        32 << 20, "proposed and not committed, one partition; THROTTLED", least=16 << 20
     )
     calls_max: int = _number(10_000, "calls and streams at a time; THROTTLED")
     read_streams_max: int = _number(2_000, "Read streams at a time; THROTTLED")
     catch_ups_max: int = _number(
-        2, "replicas that fetch a checkpoint here, or from here, at a time"
+        2, "replicas that fetch a checkpoint here, or from here, at a time; the others wait"
     )
 
     def __post_init__(self) -> None:
@@ -323,18 +321,11 @@ def _check_peers(config: NodeConfig) -> None:
 
 
 def _check_sizes(config: NodeConfig) -> None:
-    for name in ("record_bytes_max", "batch_bytes_max"):
-        if getattr(config, name) > RECORD_BYTES_LIMIT:
-            raise ConfigError(name, f"{getattr(config, name)} is above {RECORD_BYTES_LIMIT}")
-    for small, large in (
-        ("record_bytes_max", "batch_bytes_max"),
-        ("batch_bytes_max", "connection_inflight_bytes_max"),
-        ("batch_bytes_max", "uncommitted_bytes_max"),
-        ("connection_inflight_bytes_max", "inflight_bytes_max"),
-    ):
-        low, high = getattr(config, small), getattr(config, large)
-        if low > high:
-            raise ConfigError(small, f"{low} is above {large}, {high}")
+    low, high = config.connection_inflight_bytes_max, config.inflight_bytes_max
+    if low > high:
+        raise ConfigError(
+            "connection_inflight_bytes_max", f"{low} is above inflight_bytes_max, {high}"
+        )
     if config.heartbeat_ticks * 2 > config.election_ticks:
         raise ConfigError(
             "heartbeat_ticks",
