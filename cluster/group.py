@@ -34,7 +34,6 @@ from cluster.raft.errors import NotLeader
 from cluster.raft.messages import Entry, InstallSnapshot, Message
 from cluster.raft.state import RaftOptions, RandomSource, Role
 
-
 logger = logging.getLogger(__name__)
 
 
