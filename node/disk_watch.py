@@ -1,0 +1,80 @@
+"""Watches the disk's room and speed for the node (house §4.15).
+
+Below `disk_free_bytes_min` the node takes no appends and hands its leaderships over, once; it goes on
+reading and following, so that it leaves no group without a quorum. When there is room again it
+takes appends. A disk whose flushes are slow for long makes the node hand over too: it can follow
+well enough, but everyone would wait for it as a leader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL_S = 1.0
+_SLOW_AGAIN_S = 60.0  # between two hand-overs for slowness
+_HYSTERESIS = 1.1  # room must exceed the minimum by this much to count as enough again
+_FLUSHES_MIN = 20
+
+
+class Disk(Protocol):
+    """What is asked of the data folder and its engine."""
+
+    def disk_free_bytes(self) -> int: ...
+    def flush_mean_ms(self) -> tuple[int, float]:
+        """(flushes so far, moving average of the last ones)."""
+
+
+class DiskWatch:
+    """`full` is for the services to look at."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        disk_free_bytes_min: int,
+        flush_slow_ms: int,
+        hand_over: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._disk = disk
+        self._free_min = disk_free_bytes_min
+        self._flush_slow_ms = flush_slow_ms
+        self._hand_over = hand_over
+        self._flushes_seen = 0
+        self._slow_until = 0.0
+        self.full = False
+        self.free_bytes = disk.disk_free_bytes()
+
+    async def run(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(_INTERVAL_S)
+
+    async def look(self) -> None:
+        self.free_bytes = self._disk.disk_free_bytes()
+        if not self.full and self.free_bytes < self._free_min:
+            self.full = True
+            logger.error(
+                "disk room: %d bytes are free, at least %d are needed: no appends here",
+                self.free_bytes,
+                self._free_min,
+            )
+            await self._hand_over()
+        elif self.full and self.free_bytes >= self._free_min * _HYSTERESIS:
+            self.full = False
+            logger.warning("disk room: %d bytes are free again", self.free_bytes)
+        await self._look_at_speed()
+
+    async def _look_at_speed(self) -> None:
+        flushes, mean_ms = self._disk.flush_mean_ms()
+        now = asyncio.get_running_loop().time()
+        fresh, self._flushes_seen = flushes - self._flushes_seen, flushes
+        if fresh < _FLUSHES_MIN or mean_ms < self._flush_slow_ms or now < self._slow_until:
+            return
+        self._slow_until = now + _SLOW_AGAIN_S
+        logger.warning("the disk takes %.0f ms to flush: leaderships are handed over", mean_ms)
+        await self._hand_over()
