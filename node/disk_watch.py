@@ -1,7 +1,7 @@
 """Watches the disk's room and speed for the node (house §4.15).
 
-Below `disk_free_bytes_min` the node takes no appends and hands its leaderships over, once; it goes on
-reading and following, so that it leaves no group without a quorum. When there is room again it
+Below `disk_free_bytes_min` the node takes no appends and hands its leaderships over, once; it goes
+on reading and following, so that it leaves no group without a quorum. When there is room again it
 takes appends. A disk whose flushes are slow for long makes the node hand over too: it can follow
 well enough, but everyone would wait for it as a leader.
 """
