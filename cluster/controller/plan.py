@@ -10,7 +10,7 @@ these reasons, the first first:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cluster.controller import commands as c
@@ -41,11 +41,12 @@ _MemberTest = Callable[[Member | None], bool]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
     """What the controller's leader sees. `alive`: heard of just now, itself included. `dead`:
-    silent for so long that others should do its work. `leaders`: group id -> node, if known."""
+    silent for so long that others should do its work. `leader_of`: a group's leader's node, 0 if
+    none is known."""
 
     alive: frozenset[int]
     dead: frozenset[int]
-    leaders: Mapping[int, int]
+    leader_of: Callable[[int], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,7 @@ def plan_leaders(
     }
     led: list[Led] = []
     for group in catalog.groups():
-        leader = sight.leaders.get(group.group_id, 0)
+        leader = sight.leader_of(group.group_id)
         if group.group_id == CONTROLLER_GROUP_ID or not leader or not group.is_settled():
             continue
         nodes = group.desired_nodes()
@@ -240,7 +241,7 @@ class Moves:
         others: a few stuck groups must not stop a drain."""
         return (
             group.group_id != CONTROLLER_GROUP_ID
-            and group.group_id in self._sight.leaders
+            and self._sight.leader_of(group.group_id) != 0
             and all(node_id in self._sight.alive for node_id in self._waits_for(group))
         )
 
