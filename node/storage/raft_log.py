@@ -133,11 +133,11 @@ class RaftLog:
     def entry(self, index: int, reader: EngineReader | None = None) -> Entry | None:
         if reader is not None:
             return self._stored(reader, self._meta_in(reader), index)
-        cached = self._cache.get(index)
-        if cached is not None:
+        in_tail = self._meta.first_index <= index <= self._last_index
+        if in_tail and (cached := self._cache.get(index)) is not None:
             return cached
         found = self._stored(self._engine, self._meta, index)
-        if found is None and self._meta.first_index <= index <= self._last_index:
+        if found is None and in_tail:
             raise CorruptEntry(f"entry {index} of group {self.group_id} is missing")
         return found
 
@@ -188,6 +188,7 @@ class RaftLog:
             batch.delete(keys.index_key(self._configuration_prefix, folded))
         self._configurations = [below[-1], *self._configurations[len(below) :]]
         self._terms.drop_below(index + 1)
+        self._cache.drop_below(index + 1)
         self._put_meta(
             batch, replace(meta, first_index=index + 1, base_term=base_term, base=below[-1])
         )

@@ -106,6 +106,10 @@ class TailCache:
         if at < len(self._entries):
             self._drop(at, len(self._entries))
 
+    def drop_below(self, index: int) -> None:
+        """Let go of entries below `index`, as far as they can be read back from the engine."""
+        self._drop_first(max(0, min(index, self._unwritten_from) - self.first_index))
+
     def evict(self, size: int) -> None:
         """Let go of about `size` bytes, the oldest entries first, as far as they can be read back
         from the engine."""
@@ -116,14 +120,17 @@ class TailCache:
                 break
             freed += len(entry.data) + ENTRY_OVERHEAD_BYTES
             count += 1
-        self._drop(0, count)
-        self.first_index += count
+        self._drop_first(count)
 
     def restart(self, next_index: int) -> None:
         """Forget everything; the log ends before `next_index`."""
         self._drop(0, len(self._entries))
         self.first_index = self._unwritten_from = next_index
         self._budget.forget(self)
+
+    def _drop_first(self, count: int) -> None:
+        self._drop(0, count)
+        self.first_index += count
 
     def _drop(self, begin: int, end: int) -> None:
         size = _size(self._entries[begin:end])
