@@ -137,6 +137,18 @@ def pieces(
     return found
 
 
+def first_created(
+    batch: bytes, time_ms: int, *, append_time_ms: int, inflated_bytes_max: int
+) -> int | None:
+    """Place of the first record created at `time_ms` or later, None if there is none. A record
+    without timestamp was created when it was appended."""
+    for place, record in enumerate(_open(batch, inflated_bytes_max).records.records):
+        timestamps = wire.MergedRecords.FromString(record).timestamp_ms
+        if (timestamps[-1] if timestamps else append_time_ms) >= time_ms:
+            return place
+    return None
+
+
 def _open(batch: bytes, inflated_bytes_max: int) -> wire.OpaqueRecordBatch:
     """The batch with its records apart; a compressed body becomes a plain one."""
     try:

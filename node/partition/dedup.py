@@ -118,6 +118,11 @@ class DedupWindow:
         self._numbers[dedup_id] = number
         self.next = number + 1
 
+    def is_whole(self) -> bool:
+        """Whether the restored blocks are those that the bounds speak of."""
+        kept_from = self.first - self.first % _BLOCK_IDS
+        return sum(len(block.ids) for block in self._blocks.values()) == self.next - kept_from
+
     def _drop(self, settings: Settings, log_time_ms: int, *, room: int) -> None:
         """Forget the oldest ids while they are more than `room`, or over by age."""
         for _ in range(_DROPPED_AT_ONCE_MAX):

@@ -244,6 +244,8 @@ class PartitionMachine:
                 machine.producers.restore(name, data)
             else:
                 raise UnknownFormat(f"unknown segment {name!r}")
+        if not machine.dedup.is_whole():
+            raise UnknownFormat("a checkpoint that lacks dedup ids")
         return machine
 
     def _encode_core(self) -> bytes:
