@@ -350,6 +350,8 @@ def _check_chunk(chunk: CatchUpChunk) -> None:
         raise ValueError(
             f"a catch-up chunk carries one thing; meta, entries, segments, done: {parts}"
         )
+    if chunk.rows and not chunk.entries:
+        raise ValueError(f"{len(chunk.rows)} derived rows without the entries they come from")
     indexes = [entry.index for entry in chunk.entries]
     if any(low >= high for low, high in itertools.pairwise(indexes)):
         raise ValueError(f"catch-up entries do not rise: {indexes[:10]}")

@@ -225,6 +225,8 @@ def rising_entries(draw: st.DrawFn) -> list[Entry]:
     ]
 
 
+pair = st.tuples(st.binary(), st.binary())
+pairs = st.lists(pair, max_size=4)
 configurations = st.builds(
     lambda voters, outgoing, learners: Configuration(
         tuple(sorted(voters)), tuple(sorted(outgoing)), tuple(sorted(learners - voters))
@@ -239,11 +241,10 @@ chunks = st.one_of(
         configurations,
         numbers,
     ),
-    st.builds(lambda entries: CatchUpChunk(entries=entries), rising_entries()),
     st.builds(
-        lambda segments: CatchUpChunk(segments=segments),
-        st.lists(st.tuples(st.binary(), st.binary()), min_size=1, max_size=4),
+        lambda entries, rows: CatchUpChunk(entries=entries, rows=rows), rising_entries(), pairs
     ),
+    st.builds(lambda one, more: CatchUpChunk(segments=[one, *more]), pair, pairs),
     st.just(CatchUpChunk(done=True)),
 )
 
@@ -254,6 +255,7 @@ def test_a_catch_up_chunk_survives(chunk: CatchUpChunk) -> None:
     decoded = decode_chunk(encode_chunk(chunk))
     assert (decoded.meta, decoded.done) == (chunk.meta, chunk.done)
     assert list(decoded.entries) == list(chunk.entries)
+    assert list(decoded.rows) == list(chunk.rows)
     assert list(decoded.segments) == list(chunk.segments)
 
 
@@ -270,6 +272,8 @@ def test_a_chunk_carries_exactly_one_thing() -> None:
     for chunk in (CatchUpChunk(), CatchUpChunk(segments=[(b"a", b"b")], done=True)):
         with pytest.raises(ValueError, match="one thing"):
             encode_chunk(chunk)
+    with pytest.raises(ValueError, match="without the entries"):
+        encode_chunk(CatchUpChunk(rows=[(b"a", b"b")], done=True))
 
 
 def chunk_of(payload: pb.CatchUpPayload) -> bytes:
