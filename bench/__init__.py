@@ -1,1 +1,1 @@
-"""Measures a cluster from outside, as any client would."""
+"""Measurements of a cluster from outside, see README.md. `python -m bench SCENARIO --json`."""

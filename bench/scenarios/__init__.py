@@ -1,0 +1,1 @@
+"""One file for each scenario: `async def run(setup) -> Result`."""
