@@ -275,6 +275,8 @@ def test_the_switch_keeps_own_applied_entries_and_takes_staged_ones(
         assert (each.staged_index, each.hard_state) == (0, HardState(3, 2, 6))
         stored = {i: e.term for i in range(1, 30) if (e := each.entry(i)) is not None}
         assert stored == {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 8: 2, 12: 2, 20: 2}
+    for index in (5, 21):
+        assert rig.engine.get(entry_key(index, generation=1)) is None, "it would lie there for ever"
     append(rig, log, commands(21, 25, term=5))
     assert contents(opened(rig)) == contents(log)
 
