@@ -130,13 +130,13 @@ class PartitionReplica:
 
     def history(self, reader: EngineReader, above: int) -> Iterator[tuple[int, bytes, bytes]]:
         """Rows of untrimmed records whose entry is above `above`, as the reader sees them."""
-        offset = self._offset_above(reader, above)
+        first = self._first_row_above(reader, above)
+        if first is None:
+            return
         prefix = keys.group_key(self.group_id, keys.RECORD)
-        end = keys.prefix_end(prefix)
-        for key, value in reader.scan(prefix + offset.to_bytes(8, "big"), end):
-            row = decode_row(key, value)
-            if row.entry_index > above:
-                yield row.entry_index, key, value
+        begin = prefix + first.base_offset.to_bytes(8, "big")
+        for key, value in reader.scan(begin, keys.prefix_end(prefix)):
+            yield decode_row(key, value).entry_index, key, value
 
     def restore(self, meta: CheckpointMeta | None, segments: Iterable[tuple[bytes, bytes]]) -> None:
         """Rows of later entries may be there already: those were committed, and are written again
@@ -309,9 +309,8 @@ class PartitionReplica:
                 self._live_index = row.entry_index
         return self._live_index
 
-    def _offset_above(self, reader: EngineReader, above: int) -> int:
-        """A binary search for the first live row whose entry is above `above`: its offset or, when
-        there is none, the next offset."""
+    def _first_row_above(self, reader: EngineReader, above: int) -> RecordRow | None:
+        """The first row with an untrimmed record whose entry is above `above`: a binary search."""
         low, high = self.machine.first_offset, self.machine.next_offset
         while low < high:
             middle = (low + high) // 2
@@ -320,7 +319,7 @@ class PartitionReplica:
                 high = middle
             else:
                 low = row.next_offset
-        return low
+        return self.index.find(low, reader)
 
     def _tell(self) -> None:
         for listener in self.listeners:
