@@ -86,6 +86,18 @@ ROOMS = (
         ("node.partition", "cluster.raft"),
         pure=True,
     ),
+    Room("codec", ("node.codec",), ("node.codec", "node.partition", "node.v1"), PROTOBUF),
+    Room(
+        "ingest",
+        ("node.ingest", "node.batches"),
+        ("node.ingest", "node.batches", "node.partition", "node.v1"),
+        (*PROTOBUF, "zstandard"),
+    ),
+    Room(
+        "replica",
+        ("node.replica",),
+        ("node.replica", "node.partition", "node.storage", "node.codec", "cluster"),
+    ),
     Room(
         "engine",
         ("node.storage.engine",),
@@ -104,6 +116,8 @@ ROOMS = (
         (
             "node.dispatcher",
             "node.partition",
+            "node.replica",
+            "node.batches",
             "node.storage",
             "node.v1",
             "node.codec",
@@ -120,6 +134,9 @@ ROOMS = (
             "node.services",
             "node.dispatcher",
             "node.partition",
+            "node.replica",
+            "node.ingest",
+            "node.batches",
             "node.storage",
             "node.v1",
             "node.codec",
