@@ -137,11 +137,10 @@ def replace_gone_replicas(tables: Tables, node_id: int, incarnation: str) -> dic
 
 def drop_unneeded(tables: Tables, group: Group) -> None:
     """Drop replicas that are neither wished nor real. Only after a report that knew the wish."""
-    needed = (*group.desired, *group.desired_learners, *group.reality.members())
-    dropped = [replica for replica in group.replicas if replica.replica_id not in needed]
+    dropped = group.unneeded()
     if not dropped:
         return
-    kept = tuple(replica for replica in group.replicas if replica.replica_id in needed)
+    kept = tuple(replica for replica in group.replicas if replica not in dropped)
     tables.put_group(replace(group, replicas=kept))
     for replica in dropped:
         bury_replica(tables, group.group_id, replica)

@@ -211,6 +211,9 @@ def _end(
             state=state,
             version=operation.version + 1,
             ended_at_ms=tables.counters.wall_ms,
+            steps_done=(
+                operation.steps_total if state == OperationState.SUCCEEDED else operation.steps_done
+            ),
             reason=reason[:MESSAGE_CHARS_MAX],
             message=message[:MESSAGE_CHARS_MAX],
         )

@@ -200,6 +200,11 @@ class Group:
         """Node ids of the wished voters, the preferred leader's first."""
         return tuple(self.node_of(replica_id) for replica_id in self.desired)
 
+    def unneeded(self) -> tuple[Replica, ...]:
+        """Replicas that are neither wished nor, as last reported, real."""
+        needed = (*self.desired, *self.desired_learners, *self.reality.members())
+        return tuple(r for r in self.replicas if r.replica_id not in needed)
+
     def is_settled(self) -> bool:
         """Reality is the wish, as far as the catalog knows."""
         real = self.reality

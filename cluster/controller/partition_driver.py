@@ -110,10 +110,7 @@ def report_is_due(row: GroupRow, configuration: Configuration) -> bool:
     real = row.reality
     if (real.voters, real.learners) != (configuration.voters, configuration.learners):
         return True
-    if real.voters_outgoing:
-        return True
-    needed = (*row.desired, *row.desired_learners, *configuration.members())
-    return any(replica.replica_id not in needed for replica in row.replicas)
+    return bool(real.voters_outgoing or row.unneeded())
 
 
 class PartitionDriver:

@@ -191,17 +191,18 @@ def controller_voter_count(members: int) -> int:
 def controller_voters(members: Sequence[VoterCandidate], current: Sequence[int]) -> tuple[int, ...]:
     """Node ids that should vote in the controller group; those of `current` that stay come first,
     in their order. Spread over zones; of equals who votes now goes on. A dead voter is replaced
-    when a live member can take its place. Without any eligible member: as it is."""
-    eligible = [member for member in members if member.eligible]
-    if not eligible:
-        return tuple(current)
+    when a live member can take its place. Nodes that are not eligible vote only where there would
+    be fewer than three voters without them: they can, as long as they are there."""
+    eligible = sum(member.eligible for member in members)
+    count = min(controller_voter_count(len(members)), max(3, controller_voter_count(eligible)))
     chosen: list[VoterCandidate] = []
-    for _ in range(controller_voter_count(len(eligible))):
+    for _ in range(count):
         zones = [member.zone for member in chosen]
         chosen.append(
             min(
-                (member for member in eligible if member not in chosen),
+                (member for member in members if member not in chosen),
                 key=lambda m: (
+                    not m.eligible,
                     not m.alive,
                     zones.count(m.zone),
                     m.node_id not in current,

@@ -25,8 +25,7 @@ _Judge = Callable[[Catalog, Alive, Operation], list[c.Command]]
 
 
 def plan_operations(catalog: Catalog, alive: Alive) -> list[c.Command]:
-    """Updates and ends of running operations, and removals of nodes that are empty by now. To be
-    asked when plan() is through: then the catalog shows the wishes of this round."""
+    """Updates and ends of running operations, and removals of nodes that are empty by now."""
     commands: list[c.Command] = []
     for operation in catalog.running_operations():
         judge = _JUDGES.get(operation.kind)

@@ -103,8 +103,9 @@ class Reconciler:
         seen = (self._catalog.version, sight.alive, sight.dead)
         busy = self._catalog.unsettled_groups() or self._catalog.running_operations()
         if busy or seen != self._quiet:
-            commands = plan(self._catalog, sight, self._options.plan)
-            commands += plan_operations(self._catalog, sight.alive) if not commands else []
+            # Operations first: their totals should count what the plan is about to move.
+            commands = plan_operations(self._catalog, sight.alive)
+            commands += plan(self._catalog, sight, self._options.plan)
             for command in commands:
                 await self._command(command)
             self._quiet = None if commands else seen
