@@ -20,8 +20,6 @@ import struct
 import zlib
 from pathlib import Path
 
-from cluster.interfaces import StorageError
-
 _SLOT = struct.Struct("<4sQI")  # magic, number, crc of both
 _MAGIC = b"QQDM"
 _SLOT_OFFSETS = (0, 2048)
@@ -53,13 +51,13 @@ class DurableMark:
 
     @classmethod
     def open(cls, path: Path) -> DurableMark:
-        """Raises OSError, and StorageError when no slot is intact."""
+        """Raises OSError, and ValueError when no slot is intact."""
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             content = os.pread(file, _FILE_BYTES, 0)
             numbers = [n for at in _SLOT_OFFSETS if (n := _number(content, at)) is not None]
             if not numbers or len(content) != _FILE_BYTES:
-                raise StorageError(f"{path} is damaged: it holds no intact mark")
+                raise ValueError(f"{path} is damaged: it holds no intact mark")
             return cls(file, max(numbers))
         except BaseException:
             os.close(file)

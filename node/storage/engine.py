@@ -156,8 +156,12 @@ class RocksEngine:
             missing = mark_path if path.is_dir() else path
             raise LostDurableData(f"{missing} is missing")
         kept = _keep_logs(path)
-        database = _open_database(path, _options(settings or EngineSettings()))
         mark = _open_mark(mark_path)
+        try:
+            database = _open_database(path, _options(settings or EngineSettings()))
+        except StorageError:
+            mark.close()
+            raise
         recovered = int.from_bytes(database.get(COMMIT_NUMBER) or b"", "big")
         if recovered < mark.number:
             database.close()
@@ -408,6 +412,8 @@ def _open_mark(path: Path) -> DurableMark:
         return DurableMark.open(path)
     except OSError as error:
         raise StorageError(f"cannot open {path}: {error}") from error
+    except ValueError as error:
+        raise LostDurableData(str(error)) from error
 
 
 def _open_database(path: Path, options: rocksdict.Options) -> rocksdict.Rdict:
