@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from cluster.controller import commands as c
 from cluster.controller.access import (
@@ -25,6 +25,9 @@ from cluster.controller.access import (
 from cluster.controller.codec import decode_command, encode_reply
 from cluster.controller.machine import CatalogMachine
 from cluster.controller.model import CONTROLLER_GROUP_ID, Member
+from cluster.controller.partition_driver import TRANSFER_METHOD, DriverOptions, PartitionDriver
+from cluster.controller.reconciler import Reconciler, ReconcilerOptions
+from cluster.controller.tables import Changes
 from cluster.founding import HELLO_METHOD, REGISTER_METHOD, Founding, Membership
 from cluster.host import Host, HostOptions
 from cluster.interfaces import (
@@ -63,6 +66,8 @@ class BrokerOptions:
 
     raft: RaftOptions
     host: HostOptions
+    driver: DriverOptions = field(default_factory=DriverOptions)
+    reconciler: ReconcilerOptions = field(default_factory=ReconcilerOptions)
     tail_budget_bytes: int = 32 << 20
     clock_skew_ms_max: int = 500
 
@@ -115,7 +120,17 @@ class Broker:
             new_replica=self._new_replica,
             damaged=failed,
         )
-        self.controller_machine.on_change(self.partitions.follow)
+        self.driver = PartitionDriver(
+            self.host, self.controller_machine.catalog, self.controller.propose, options.driver
+        )
+        self.reconciler = Reconciler(
+            self.host,
+            self.controller_machine,
+            self.controller.propose,
+            self.driver.ask_transfer,
+            options.reconciler,
+        )
+        self.controller_machine.on_change(self._catalog_changed)
         stored = engine.get(MEMBERSHIP_KEY)
         self.founding = Founding(
             me=me,
@@ -161,6 +176,9 @@ class Broker:
         self.host.start()
         self._tasks.start(self._announce_self(membership), name="announce")
         self._tasks.start(self._urge_fresh_groups(), name="urge")
+        self._tasks.start(self._confirm_deleted(), name="confirm-deleted")
+        self._tasks.start(self.driver.run(), name="driver")
+        self._tasks.start(self.reconciler.run(), name="reconciler")
 
     async def stop(self, *, grace_s: float) -> None:
         """Hand leaderships over for at most `grace_s`, then end all tasks. The engine stays
@@ -256,6 +274,23 @@ class Broker:
             self.partitions.urge_fresh()
             await asyncio.sleep(_URGE_S)
 
+    def _catalog_changed(self, changes: Changes) -> None:
+        self.partitions.follow(changes)
+        self.driver.wake()
+
+    async def _confirm_deleted(self) -> None:
+        """Tell the catalog what of the replicas it buried is gone from this disk, too."""
+        while True:
+            deleted = tuple(self.partitions.deleted_replicas)
+            if deleted:
+                command = c.ConfirmDeleted(
+                    node_id=self.me.node_id, incarnation=self.me.incarnation, replica_ids=deleted
+                )
+                if await self._try(command):
+                    for replica_id in deleted:
+                        self.partitions.deleted_replicas.pop(replica_id, None)
+            await asyncio.sleep(_REGISTER_RETRY_S)
+
     # --- Receiver --------------------------------------------------------------------------------
 
     def receive(self, peer: Peer, envelope: Envelope) -> None:
@@ -272,6 +307,8 @@ class Broker:
             return self.founding.answer_hello()
         if method == PROPOSE_METHOD:
             return await self.controller.serve(request)
+        if method == TRANSFER_METHOD:
+            return await self.driver.serve_transfer(request)
         if method == REGISTER_METHOD:
             return await self._register(request)
         raise PeerError("NOT_FOUND", f"no method {method}")
