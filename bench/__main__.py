@@ -6,13 +6,15 @@ usage.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a killed node is no news here
 
 import click
 import uvloop
@@ -64,9 +66,17 @@ def main(
         if nodes_external
         else LaunchedCluster(nodes=nodes, settings=pairs)
     )
-    given = {"seconds": seconds, "warmup_s": warmup, "kills": kills or 0}
     try:
-        result = uvloop.run(_measure(scenario, cluster, min(nodes, 3), **given))
+        result = uvloop.run(
+            _measure(
+                scenario,
+                cluster,
+                min(nodes, 3),
+                seconds=seconds,
+                warmup_s=warmup,
+                kills=kills or 0,
+            )
+        )
     except (ClusterFailed, QuorumqError) as error:
         print(f"error: BENCH: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
@@ -95,7 +105,7 @@ async def _measure(
     module = importlib.import_module(f"bench.scenarios.{scenario.replace('-', '_')}")
     async with cluster:
         setup = Setup(cluster, seconds, warmup_s, kills, factor)
-        result: Result = await asyncio.shield(module.run(setup))
+        result: Result = await module.run(setup)
         return result
 
 

@@ -50,16 +50,17 @@ async def metered(cluster: Cluster) -> AsyncIterator[dict[str, Any]]:
     loop = asyncio.get_running_loop()
     meter.begin()
 
-    def sample() -> None:
-        nonlocal timer
-        meter.sample()
-        timer = loop.call_later(_SAMPLE_S, sample)
+    timers: list[asyncio.TimerHandle] = []
 
-    timer = loop.call_later(_SAMPLE_S, sample)
+    def sample() -> None:
+        meter.sample()
+        timers[:] = [loop.call_later(_SAMPLE_S, sample)]
+
+    sample()
     try:
         yield figures
     finally:
-        timer.cancel()
+        timers[0].cancel()
     usages = meter.end()
     nodes = [usage for name, usage in usages.items() if name.startswith("node-")]
     if nodes:

@@ -40,7 +40,8 @@ class LocalCluster:
         zones: Mapping[int, str] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._is_temporary = base_dir is None
+        # Set it before the end to look at what a temporary cluster left behind.
+        self.keep_files = base_dir is not None or bool(os.environ.get("QUORUMQ_KEEP_FILES"))
         self.base_dir = base_dir or Path(tempfile.mkdtemp(prefix="quorumq-"))
         self.base_dir.mkdir(parents=True, exist_ok=True)
         self._settings = dict(settings or {})
@@ -174,14 +175,15 @@ class LocalCluster:
         return {node.node_id: await node.wait_ended(timeout_s=timeout_s) for node in running}
 
     async def close(self) -> None:
-        """Kill what still runs; delete the folder if it is temporary."""
+        """Kill what still runs; delete the folder unless its files are to be kept."""
         for node in self.nodes.values():
             node.kill()
-        if self._is_temporary and not os.environ.get("QUORUMQ_KEEP_FILES"):
+        if not self.keep_files:
             await asyncio.to_thread(shutil.rmtree, self.base_dir, ignore_errors=True)
 
 
 def main() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a killed node is no news here
     from node.cli.local import command
 
     command()
