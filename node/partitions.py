@@ -3,11 +3,17 @@
 Level-triggered: whenever the catalog changed something about this node, what it should hold is
 compared with what it holds. Replicas are created and deleted here and nowhere else, and only for
 entries that name this very incarnation (rule R12).
+
+After a restart the catalog replays the past: it names replicas that this node has deleted since, or
+replaced by later ones of the same group. So the disk remembers, for each group, the last replica
+that was here and whether it was deleted; ids only rise, and a name from the past is passed over.
+Without that, a deleted founding replica would come back empty and vote again.
 """
 
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,11 +27,14 @@ from cluster.interfaces import Engine, StorageError
 from cluster.raft.configuration import Configuration
 from cluster.raft.state import RaftOptions
 from node.replica import PartitionReplica
+from node.storage import keys
 from node.storage.checkpoints import CheckpointStore
 from node.storage.raft_log import RaftLog
 from node.storage.tail_cache import TailBudget
 
 logger = logging.getLogger(__name__)
+
+_IDENTITY = struct.Struct("<Q?")  # replica id, whether it was deleted
 
 
 @dataclass(slots=True)
@@ -101,6 +110,8 @@ class Partitions:
             local = self._partitions.get(tombstone.group_id)
             if local is not None and local.group.replica_id == tombstone.replica_id:
                 self._delete(local)
+            elif self._identity(tombstone.group_id) == (tombstone.replica_id, False):
+                self._purge(tombstone.group_id, tombstone.replica_id)
             self.deleted_replicas[tombstone.replica_id] = None
         for row, replica in self._catalog.replicas_on(node_id, self._incarnation):
             if row.group_id == CONTROLLER_GROUP_ID:
@@ -108,6 +119,8 @@ class Partitions:
             local = self._partitions.get(row.group_id)
             if local is not None and local.group.replica_id == replica.replica_id:
                 continue
+            if self._identity(row.group_id) >= (replica.replica_id, True):
+                continue  # the catalog tells the past: this one was here, and is deleted
             if local is not None:
                 self._delete(local)  # an older replica of this node, replaced meanwhile
             try:
@@ -117,6 +130,7 @@ class Partitions:
                 return
 
     def _create(self, row: GroupRow, replica_id: int) -> None:
+        self._begin(row.group_id, replica_id)
         log = RaftLog(self._engine, row.group_id, self._tail_budget)
         replica = self._new_replica(row.group_id, log)
         founding = Configuration.of(row.founding) if replica_id in row.founding else None
@@ -139,6 +153,34 @@ class Partitions:
         del self._partitions[local.group_id]
         self.fresh.pop(local.group_id, None)
         self._host.remove_replica(local.group_id)
+        self._purge(local.group_id, local.group.replica_id)
+
+    def _identity(self, group_id: int) -> tuple[int, bool]:
+        """The last replica of the group that was here, and whether it was deleted."""
+        stored = self._engine.get(keys.group_key(group_id, keys.IDENTITY))
+        if stored is None:
+            return 0, False
+        replica_id, deleted = _IDENTITY.unpack(stored)
+        return replica_id, deleted
+
+    def _begin(self, group_id: int, replica_id: int) -> None:
+        """What is stored of the group is this replica's: nothing, if it was not here before."""
+        known, _ = self._identity(group_id)
+        assert known <= replica_id, f"group {group_id}: replica {known} was here after {replica_id}"
+        if known == replica_id:
+            return
+        batch = self._engine.new_batch()
+        batch.delete_range(*keys.group_bounds(group_id))
+        identity = _IDENTITY.pack(replica_id, False)
+        batch.put(keys.group_key(group_id, keys.IDENTITY), identity)
+        self._engine.write(batch)
+
+    def _purge(self, group_id: int, replica_id: int) -> None:
+        """Nothing is left of the group but the memory that this replica is gone."""
+        batch = self._engine.new_batch()
+        batch.delete_range(*keys.group_bounds(group_id))
+        batch.put(keys.group_key(group_id, keys.IDENTITY), _IDENTITY.pack(replica_id, True))
+        self._engine.write(batch)
 
     def urge_fresh(self) -> None:
         """The preferred leader of a new group campaigns at once, and again until the others have

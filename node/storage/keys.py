@@ -11,6 +11,7 @@
     d                                     checkpoint meta
     c  generation u32, name               a segment of a checkpoint
     r  base offset u64                    a row of the record index
+    i                                     which replica this is, or was: outlives all the others
 
     ff ff ff ff ff ff ff ff | n           the number of the last batch written (node/storage/engine)
 
@@ -28,6 +29,7 @@ ENTRY = b"e"
 CHECKPOINT_META = b"d"
 CHECKPOINT_SEGMENT = b"c"
 RECORD = b"r"
+IDENTITY = b"i"
 
 COMMIT_NUMBER = b"\xff" * 8 + b"n"
 
