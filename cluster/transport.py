@@ -243,12 +243,12 @@ class _PeerLink:
         try:
             try:
                 async with asyncio.timeout(ACCEPT_TIMEOUT_S):
-                    await call.initial_metadata()
+                    greeting = await call.initial_metadata()
+                    if "quorumq-node-id" not in dict(greeting):  # refused, by the status alone
+                        trailers = await call.trailing_metadata()
+                        return _refusal(await call.code(), await call.details(), trailers)
             except TimeoutError:
                 return PeerError("UNREACHABLE", f"{self.endpoint} did not accept the stream")
-            if call.done():
-                trailers = await call.trailing_metadata()
-                return _refusal(await call.code(), await call.details(), trailers)
             self._call = call
             await self._use(call)
             return None

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from cluster.interfaces import CatchUpChunk, CatchUpRequest, Envelope, PeerError, Receiver
 from cluster.peer_service import OPEN_METHODS_PREFIX, Identity, closing
@@ -31,6 +32,8 @@ from cluster.wire import (
     encode_chunk,
     encode_envelope,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -336,7 +339,9 @@ class SimTransport:
         target.admit(self.identity, node_id)
         wanted = decode_catch_up_request(encode_catch_up_request(request))
         async with closing(target.receiver.catch_up(wanted)) as chunks:
-            async for chunk in chunks:
+            while (chunk := await self._served(target, _next(chunks), "catch-up")) is not None:
+                if isinstance(chunk, PeerError):
+                    raise chunk
                 encoded = encode_chunk(chunk)
                 if network.chance(network.faults.catch_up_break):
                     raise PeerError("UNREACHABLE", "the catch-up broke")
@@ -435,19 +440,33 @@ class SimTransport:
             await asyncio.get_running_loop().create_future()  # until the caller's timeout
         await network.cross(self, target, len(request))
         target.admit(self.identity, node_id, any_cluster=method.startswith(OPEN_METHODS_PREFIX))
-        served = target._tasks.start(
-            target.serve(self.node_id, method, request), name=f"call-{method}"
-        )
-        try:
-            await asyncio.wait([served])
-        finally:
-            served.cancel()  # as gRPC does when the caller goes away; nothing once it is done
-        if served.cancelled() or served.exception() is not None:
-            raise PeerError("UNREACHABLE", f"node {target.node_id} went away")
+        answer = await self._served(target, target.serve(self.node_id, method, request), method)
         if lost:
             await asyncio.get_running_loop().create_future()
-        answer = served.result()
         await network.cross(target, self, len(answer) if isinstance(answer, bytes) else 0)
         if isinstance(answer, PeerError):
             raise answer
         return answer
+
+    async def _served(self, target: SimTransport, work: Coroutine[Any, Any, T], name: str) -> T:
+        """The peer's own code runs in the peer's own task: it ends when the peer crashes, and when
+        we go away, as gRPC does it. Its bugs are the peer's failures."""
+        if target.closed:
+            work.close()
+            raise PeerError("UNREACHABLE", f"node {target.node_id} is gone")
+        served = target._tasks.start(work, name=f"serve-{name}")
+        try:
+            await asyncio.wait([served])
+        finally:
+            served.cancel()
+        if served.cancelled() or served.exception() is not None:
+            raise PeerError("UNREACHABLE", f"node {target.node_id} went away")
+        return served.result()
+
+
+async def _next(chunks: AsyncIterator[CatchUpChunk]) -> CatchUpChunk | PeerError | None:
+    """None at the end."""
+    try:
+        return await anext(chunks, None)
+    except PeerError as error:
+        return error
