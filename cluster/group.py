@@ -71,6 +71,10 @@ class Group:
         self.snapshots = snapshots
         self.machine = machine
         self._wanted = wanted
+        if founding is not None and log.last_index == 0 and not log.configurations[0][1].voters:
+            batch = engine.new_batch()
+            log.found(batch, founding)
+            engine.write(batch)
         meta = snapshots.meta()
         machine.restore(meta, snapshots.segments() if meta else ())
         applied = meta.index if meta else 0
@@ -78,7 +82,7 @@ class Group:
             replica_id=replica_id,
             store=log,
             hard_state=log.hard_state,
-            configurations=_configurations(log, founding),
+            configurations=log.configurations,
             applied_index=applied,
             options=options,
             random=random,
@@ -378,13 +382,3 @@ class Group:
 def _fail(future: asyncio.Future[object], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _configurations(
-    log: LogStore, founding: Configuration | None
-) -> list[tuple[int, Configuration]]:
-    """The log's history of configurations, on the founding one where nothing is compacted yet."""
-    history = list(log.configurations)
-    if log.first_index > 1:
-        return history
-    return [(0, founding or Configuration()), *((i, c) for i, c in history if i > 0)]

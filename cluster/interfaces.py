@@ -121,6 +121,9 @@ class LogStore(Protocol):
     def entry(self, index: int, reader: EngineReader | None = None) -> Entry | None:
         """Any stored entry, history too; None when it was deleted. Raises CorruptEntry."""
 
+    def found(self, batch: WriteBatch, configuration: Configuration) -> None:
+        """Only while empty: the configuration that a founding replica starts with, at index 0."""
+
     def append(self, batch: WriteBatch, entries: Sequence[Entry]) -> None:
         """Discards everything from entries[0].index on, then appends (rule R2)."""
 
