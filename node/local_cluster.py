@@ -183,7 +183,6 @@ class LocalCluster:
 
 
 def main() -> None:
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a killed node is no news here
     from node.cli.local import command
 
     command()

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a node that is killed is no news here
+
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
