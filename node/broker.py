@@ -96,6 +96,7 @@ class Broker:
         self.transport = transport = new_transport(self)
         self.clock = clock
         self.options = options
+        self._initial_peers = initial_peers
         self._bind_cluster = bind_cluster
         self.host = Host(
             node_id=me.node_id,
@@ -113,6 +114,7 @@ class Broker:
         self.partitions = Partitions(
             host=self.host,
             catalog=self.controller_machine.catalog,
+            initial_peers=initial_peers,
             engine=engine,
             incarnation=me.incarnation,
             raft_options=options.raft,
@@ -153,9 +155,10 @@ class Broker:
         membership = await self.founding.find_place()
         self._bind_cluster(membership.cluster_id)
         founding = None
+        for node_id, endpoint in self._initial_peers.items():
+            self.host.set_peer(node_id, endpoint)
         for number, founder in enumerate(membership.founders, start=1):
             self.host.peers.set_replica(number, founder.node_id)
-            self.host.set_peer(founder.node_id, founder.peer_endpoint)
         if membership.founders:
             founding = Configuration.of(range(1, len(membership.founders) + 1))
         raft = self.options.raft

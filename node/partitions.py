@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cluster.controller.catalog import Catalog
@@ -57,6 +57,7 @@ class Partitions:
         *,
         host: Host,
         catalog: Catalog,
+        initial_peers: Mapping[int, str],
         engine: Engine,
         incarnation: str,
         raft_options: RaftOptions,
@@ -68,6 +69,7 @@ class Partitions:
         gone, and this incarnation must not go on (rule R14)."""
         self._host = host
         self._catalog = catalog
+        self._initial_peers = initial_peers
         self._engine = engine
         self._incarnation = incarnation
         self._raft_options = raft_options
@@ -96,6 +98,8 @@ class Partitions:
                 host.peers.set_replica(replica.replica_id, replica.node_id)
         members = [member.node_id for member in catalog.members()]
         for node_id in members if changes.everything else changes.nodes:
+            if changes.everything and node_id in self._initial_peers:
+                continue  # a restored catalog may be older than what the operator says now
             member = catalog.member(node_id)
             if member is None:
                 host.forget_peer(node_id)
