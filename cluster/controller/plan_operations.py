@@ -42,6 +42,8 @@ def _add_node(catalog: Catalog, alive: Alive, operation: Operation) -> list[c.Co
     assert controller is not None, "a founded cluster has its controller group"
     if member.controller_replica_id not in controller.reality.members():
         return _progress(operation, left=1, text="joining the controller group")
+    if operation.node_id not in alive:
+        return _progress(operation, left=1, text="nothing is heard of the node")
     if member.state != MemberState.ACTIVE:
         return [_failed(operation, "OPERATION_CONFLICT", "the node is drained")]
     moving = [g for g in catalog.unsettled_groups() if g.group_id != CONTROLLER_GROUP_ID]
