@@ -21,6 +21,7 @@ from cluster.interfaces import PeerError
 from cluster.raft.errors import RaftRefused
 
 PROPOSE_METHOD = "controller.propose"
+VERSION_METHOD = "controller.version"
 PRODUCER_ID_BLOCK = 1000
 # A block is dropped after this long: ids should rise over time, see house §4.10 on expiry.
 PRODUCER_ID_BLOCK_MAX_MS = 3_600_000
@@ -119,6 +120,48 @@ class ControllerAccess:
             self._base_monotonic_ms = self._host.clock.monotonic_ms()
 
     # --- seeing changes --------------------------------------------------------------------------
+
+    async def refresh(self, *, timeout_ms: int = 10_000) -> None:
+        """Returns when the catalog here shows everything that was committed before this call.
+        Raises ControllerUnavailable."""
+        trouble = "no leader is known"
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                while True:
+                    try:
+                        await self.shows(await self._leaders_version(timeout_ms))
+                        return
+                    except (PeerError, RaftRefused) as error:
+                        trouble = str(error)
+                        await asyncio.sleep(_PAUSE_S)
+        except TimeoutError:
+            raise ControllerUnavailable(f"the controller did not answer: {trouble}") from None
+
+    async def _leaders_version(self, timeout_ms: int) -> int:
+        known = self._host.leader_of(CONTROLLER_GROUP_ID)
+        while known is None:
+            await self._host.peers.leader_change(CONTROLLER_GROUP_ID, None)
+            known = self._host.leader_of(CONTROLLER_GROUP_ID)
+        if known[0] == self._host.node_id:
+            return await self._version_here()
+        body = await self._host.transport.call(
+            known[0], VERSION_METHOD, b"", timeout_ms=min(timeout_ms, _ATTEMPT_MS_MAX)
+        )
+        return int.from_bytes(body, "big")
+
+    async def serve_version(self) -> bytes:
+        """A peer's VERSION_METHOD. Raises PeerError."""
+        try:
+            return (await self._version_here()).to_bytes(8, "big")
+        except RaftRefused as error:
+            raise PeerError("NOT_LEADER", str(error)) from error
+
+    async def _version_here(self) -> int:
+        group = self._host.groups.get(CONTROLLER_GROUP_ID)
+        if group is None:
+            raise PeerError("NOT_LEADER", "the controller has no replica here")
+        await group.read_index()
+        return self.catalog.version
 
     async def shows(self, version: int) -> None:
         """Returns when the catalog here is at least at `version`."""
