@@ -220,7 +220,7 @@ def allocate_producer_ids(tables: Tables, command: AllocateProducerIds) -> Reply
 
 def open_named_producer(tables: Tables, command: OpenNamedProducer) -> Reply:
     known = tables.producer(command.name)
-    if known is None and not is_short_name(command.name):
+    if known is None and not is_topic_name(command.name):
         return _refused(Reason.BAD_NAME, f"not a producer name: {command.name[:200]!r}")
     if known is None and tables.producer_count >= NAMED_PRODUCERS_MAX:
         return _refused(Reason.QUOTA, f"{NAMED_PRODUCERS_MAX} named producers already")

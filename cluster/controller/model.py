@@ -48,12 +48,12 @@ _SHORT_NAME = re.compile(_NAME_PART)
 
 
 def is_topic_name(name: str) -> bool:
-    """A full name, `namespace/name`."""
+    """A full name of a topic or producer, `namespace/name`."""
     return _TOPIC_NAME.fullmatch(name) is not None
 
 
 def is_short_name(name: str) -> bool:
-    """A subscription's or producer's name."""
+    """A subscription's name."""
     return _SHORT_NAME.fullmatch(name) is not None
 
 

@@ -141,6 +141,10 @@ class Places:
             raise Refused("NO_LEADER", "the partition has no leader") from None
         return known
 
+    async def leader_change(self, group_id: int, seen: Leadership | None) -> None:
+        """Returns when `leadership` differs from `seen`."""
+        await self._host.peers.leader_change(group_id, seen)
+
     def lost(self, group_id: int, leadership: Leadership) -> None:
         """Who was believed to lead said that it does not."""
         self._host.peers.forget_leader(group_id, node_id=leadership[0], term=leadership[1])

@@ -170,7 +170,7 @@ def confirm(catalog: Catalog, draw: Draw) -> c.Command:
 def producers(catalog: Catalog, draw: Draw) -> c.Command:
     if draw(2):
         return c.AllocateProducerIds(count=1 + draw(5))
-    return c.OpenNamedProducer(name=f"p{draw(3)}")
+    return c.OpenNamedProducer(name=f"default/p{draw(3)}")
 
 
 def start_operation(catalog: Catalog, draw: Draw) -> c.Command:
