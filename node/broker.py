@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from cluster.controller import commands as c
 from cluster.controller.access import (
     PROPOSE_METHOD,
+    VERSION_METHOD,
     ControllerAccess,
     ControllerUnavailable,
     ProducerIds,
@@ -45,8 +46,11 @@ from cluster.raft.configuration import Configuration
 from cluster.raft.errors import ChangeRefused, RaftRefused
 from cluster.raft.state import RaftOptions, RandomSource
 from cluster.tasks import TaskGroup
+from node.duties import Duties
 from node.partitions import Partitions
 from node.replica import PartitionReplica
+from node.services.places import OPERATION_METHOD, Places
+from node.services.topic_settings import settings_of_number
 from node.storage.checkpoints import CheckpointStore
 from node.storage.raft_log import RaftLog
 from node.storage.tail_cache import TailBudget
@@ -70,6 +74,7 @@ class BrokerOptions:
     reconciler: ReconcilerOptions = field(default_factory=ReconcilerOptions)
     tail_budget_bytes: int = 32 << 20
     clock_skew_ms_max: int = 500
+    retention_interval_ms: int = 5_000
 
 
 class Broker:
@@ -107,32 +112,6 @@ class Broker:
             options=options.host,
             failed=failed,
         )
-        self.controller_machine = CatalogMachine()
-        self.controller = ControllerAccess(self.host, self.controller_machine)
-        self.producer_ids = ProducerIds(self.controller, self.host)
-        self._tail_budget = TailBudget(options.tail_budget_bytes)
-        self.partitions = Partitions(
-            host=self.host,
-            catalog=self.controller_machine.catalog,
-            initial_peers=initial_peers,
-            engine=engine,
-            incarnation=me.incarnation,
-            raft_options=options.raft,
-            tail_budget=self._tail_budget,
-            new_replica=self._new_replica,
-            damaged=failed,
-        )
-        self.driver = PartitionDriver(
-            self.host, self.controller_machine.catalog, self.controller.propose, options.driver
-        )
-        self.reconciler = Reconciler(
-            self.host,
-            self.controller_machine,
-            self.controller.propose,
-            self.driver.ask_transfer,
-            options.reconciler,
-        )
-        self.controller_machine.on_change(self._catalog_changed)
         stored = engine.get(MEMBERSHIP_KEY)
         self.founding = Founding(
             me=me,
@@ -143,10 +122,42 @@ class Broker:
             keep=self._keep_membership,
             new_cluster_id=new_cluster_id,
         )
+        self._tail_budget = TailBudget(options.tail_budget_bytes)
         self._tasks = TaskGroup(f"broker-{me.node_id}", on_failure=self._task_failed)
         self._failed = failed
         self.draining = False
         self.disk_full = False
+        self._build()
+
+    def _build(self) -> None:
+        """What stands on the host."""
+        host, options = self.host, self.options
+        self.controller_machine = machine = CatalogMachine()
+        self.controller = ControllerAccess(host, machine)
+        self.producer_ids = ProducerIds(self.controller, host)
+        self.partitions = Partitions(
+            host=host,
+            catalog=machine.catalog,
+            initial_peers=self._initial_peers,
+            engine=self.engine,
+            incarnation=self.me.incarnation,
+            raft_options=options.raft,
+            tail_budget=self._tail_budget,
+            new_replica=self._new_replica,
+            damaged=self._failed,
+        )
+        self.places = Places(host=host, controller=self.controller, partitions=self.partitions)
+        self.duties = Duties(
+            self.partitions,
+            settings_of=lambda topic: settings_of_number(machine.catalog, topic),
+            interval_ms=options.retention_interval_ms,
+        )
+        propose = self.controller.propose
+        self.driver = PartitionDriver(host, machine.catalog, propose, options.driver)
+        self.reconciler = Reconciler(
+            host, machine, propose, self.driver.ask_transfer, options.reconciler
+        )
+        machine.on_change(self._catalog_changed)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -182,6 +193,7 @@ class Broker:
         self._tasks.start(self._confirm_deleted(), name="confirm-deleted")
         self._tasks.start(self.driver.run(), name="driver")
         self._tasks.start(self.reconciler.run(), name="reconciler")
+        self._tasks.start(self.duties.run(), name="duties")
 
     async def stop(self, *, grace_s: float) -> None:
         """Hand leaderships over for at most `grace_s`, then end all tasks. The engine stays
@@ -308,8 +320,12 @@ class Broker:
     async def call(self, node_id: int, method: str, request: bytes) -> bytes:
         if method == HELLO_METHOD:
             return self.founding.answer_hello()
+        if method == OPERATION_METHOD:
+            return await self.places.serve(request)
         if method == PROPOSE_METHOD:
             return await self.controller.serve(request)
+        if method == VERSION_METHOD:
+            return await self.controller.serve_version()
         if method == TRANSFER_METHOD:
             return await self.driver.serve_transfer(request)
         if method == REGISTER_METHOD:
