@@ -33,6 +33,11 @@ class Budget:
             if not waiter.done():
                 waiter.set_result(None)
 
+    async def empty(self) -> None:
+        """Returns when nothing is taken."""
+        while self.requests:
+            await self.given()
+
     async def given(self) -> None:
         """Returns after something was given back."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -18,7 +18,8 @@ from node.metrics import NodeCounters
 from node.services.budget import Budget
 from node.services.call import HOLD_S, Call, Deadline
 from node.services.errors import THROTTLE_RETRY_MS, Refused, bad_request, reason_of, refused_of
-from node.services.lanes import Item, Lanes
+from node.services.items import Item
+from node.services.lanes import Lanes
 from node.services.places import Places
 from node.services.topic_settings import settings_of
 from node.v1 import wire_pb2 as wire
@@ -97,6 +98,10 @@ class Producing:
     ) -> None:
         """The same from another node: what is not led here is refused with NOT_LEADER."""
         await self._stream(requests, call, forwarded=True)
+
+    async def answered(self) -> None:
+        """Returns when nothing is left that was taken in."""
+        await self._node_budget.empty()
 
     def stop_reading(self) -> None:
         """The node stops: streams end when all that was read from them is answered."""

@@ -95,8 +95,15 @@ ROOMS = (
     ),
     Room(
         "replica",
-        ("node.replica",),
-        ("node.replica", "node.partition", "node.storage", "node.codec", "cluster"),
+        ("node.replica", "node.partitions"),
+        (
+            "node.replica",
+            "node.partitions",
+            "node.partition",
+            "node.storage",
+            "node.codec",
+            "cluster",
+        ),
     ),
     Room(
         "engine",
@@ -135,6 +142,7 @@ ROOMS = (
             "node.dispatcher",
             "node.partition",
             "node.replica",
+            "node.partitions",
             "node.ingest",
             "node.batches",
             "node.storage",

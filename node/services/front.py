@@ -1,0 +1,110 @@
+"""All services of a node, put together: what clients and other nodes may call, by path.
+
+Built on a Broker's parts and a way to reach other nodes; the gRPC server (serving.py) and the
+simulator's network (quorumq/in_process.py) serve the same handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from cluster.controller.access import ControllerAccess, ProducerIds
+from cluster.raft.state import RandomSource
+from cluster.tasks import TaskGroup
+from node.metrics import NodeCounters
+from node.services import methods as own
+from node.services.call import Call
+from node.services.errors import Refused, not_enabled
+from node.services.lanes import Lanes
+from node.services.links import Links
+from node.services.opening import Opening
+from node.services.places import Places
+from node.services.producing import ProduceLimits, Producing
+from quorumq import methods
+from quorumq.channel import ChannelFactory, Method
+from quorumq.in_process import Handler
+
+
+@dataclass(frozen=True, slots=True)
+class FrontOptions:
+    produce: ProduceLimits = field(default_factory=ProduceLimits)
+    lane_bytes_max: int = 32 << 20
+
+
+class Front:
+    """`disk_full`: this node takes no appends now."""
+
+    def __init__(
+        self,
+        *,
+        places: Places,
+        controller: ControllerAccess,
+        producer_ids: ProducerIds,
+        channels: ChannelFactory,
+        random: RandomSource,
+        counters: NodeCounters,
+        disk_full: Callable[[], bool],
+        failed: Callable[[str, BaseException], None],
+        options: FrontOptions,
+    ) -> None:
+        self._counters = counters
+        self._tasks = TaskGroup("services", on_failure=failed)
+        self._links = Links(channels=channels, endpoint_of=places.endpoint, tasks=self._tasks)
+        self._lanes = Lanes(
+            places=places,
+            links=self._links,
+            counters=counters,
+            tasks=self._tasks,
+            disk_full=disk_full,
+            lane_bytes_max=options.lane_bytes_max,
+        )
+        self._producing = Producing(
+            places=places,
+            lanes=self._lanes,
+            counters=counters,
+            random=random,
+            limits=options.produce,
+        )
+        self._opening = Opening(
+            places=places, controller=controller, producer_ids=producer_ids, counters=counters
+        )
+        self.draining = asyncio.Event()
+
+    def handlers(self) -> dict[str, Handler]:
+        producing = self._producing
+        table: list[tuple[Method[Any, Any], Callable[..., Any]]] = [
+            (own.PRODUCE, producing.produce),
+            (own.PRODUCE_STREAM, producing.produce_stream),
+            (own.FORWARDED_PRODUCE, producing.produce_forwarded),
+            (methods.OPEN_PRODUCER, self._opening.open_producer),
+            (methods.CONSUME, _not_yet("Consume")),
+            (methods.PULL, _not_yet("Pull")),
+            (methods.ACK, _not_yet("Ack")),
+        ]
+        return {method.path: Handler(method, function) for method, function in table}
+
+    def start_draining(self) -> None:
+        """Readers are told to go elsewhere; everything is still served."""
+        self.draining.set()
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Answer what was taken in, for at most `grace_s`; refuse the rest; end."""
+        self.draining.set()
+        self._producing.stop_reading()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._producing.answered()
+        self._lanes.refuse_all(Refused("NODE_DRAINING", "the node is shutting down"))
+        await self._links.close()
+        await self._tasks.cancel_and_wait()
+
+
+def _not_yet(name: str) -> Callable[..., Any]:
+    async def refuse(_request: Any, _call: Call) -> NoReturn:
+        raise not_enabled(name)
+
+    return refuse
