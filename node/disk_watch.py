@@ -28,6 +28,9 @@ class Disk(Protocol):
     def flush_mean_ms(self) -> tuple[int, float]:
         """(flushes so far, moving average of the last ones)."""
 
+    def restore_ballast(self) -> None:
+        """There is room again for what a full node needs to start."""
+
 
 class DiskWatch:
     """`full` is for the services to look at."""
@@ -67,6 +70,7 @@ class DiskWatch:
         elif self.full and self.free_bytes >= self._free_min * _HYSTERESIS:
             self.full = False
             logger.warning("disk room: %d bytes are free again", self.free_bytes)
+            self._disk.restore_ballast()
         await self._look_at_speed()
 
     async def _look_at_speed(self) -> None:

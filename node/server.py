@@ -11,6 +11,7 @@ import random
 import secrets
 import signal
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,13 @@ from cluster.transport import GrpcTransport
 from node import startup
 from node.broker import Broker, BrokerOptions
 from node.config import NodeConfig
+from node.disk_watch import DiskWatch
+from node.exposition import MetricsServer, Sources
+from node.health import Health
+from node.metrics import NodeCounters
+from node.services.front import Front, FrontOptions
+from node.services.producing import ProduceLimits
+from node.services.serving import SERVER_OPTIONS, Serving
 from node.storage.checkpoints import CorruptCheckpoint
 from node.storage.engine import EngineSettings
 from node.storage.folder import (
@@ -40,6 +48,7 @@ from node.storage.folder import (
     OtherCluster,
     OtherNode,
 )
+from quorumq.grpc_channel import GrpcChannel
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +74,23 @@ class SystemClock:
         return time.monotonic_ns() // 1_000_000
 
 
+class NodeDisk:
+    """node.disk_watch.Disk."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self._folder = folder
+
+    def disk_free_bytes(self) -> int:
+        return self._folder.disk_free_bytes()
+
+    def flush_mean_ms(self) -> tuple[int, float]:
+        flushes = self._folder.engine.flushes
+        return flushes.count, flushes.mean_ms
+
+    def restore_ballast(self) -> None:
+        self._folder.restore_ballast()
+
+
 class Node:
     """`start` returns when the node serves; `stopped` ends when it must stop, with the error that
     forces it to or None."""
@@ -76,8 +102,13 @@ class Node:
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self.folder: DataFolder | None = None
         self.broker: Broker | None = None
+        self.front: Front | None = None
+        self.counters = NodeCounters()
         self.transport: GrpcTransport
         self._peer_service: PeerService
+        self._health = Health()
+        self._metrics: MetricsServer | None = None
+        self._tasks = TaskGroup("node", on_failure=self._task_failed)
         self._servers: list[grpc.aio.Server] = []
 
     async def start(self) -> None:
@@ -116,17 +147,77 @@ class Node:
             bind_cluster=bind_cluster,
             failed=self._failed,
         )
-        await self._serve(config.peer_listen, [self._peer_service])
+        await self._serve(_new_server(PEER_OPTIONS, [self._peer_service]), config.peer_listen)
         try:
             await self.broker.start()
         except FolderError as error:
             raise _startup_error(error) from error
+        await self._serve_clients(self.broker, folder)
+
+    async def _serve_clients(self, broker: Broker, folder: DataFolder) -> None:
+        config = self.config
+        watch = DiskWatch(
+            NodeDisk(folder),
+            disk_free_bytes_min=config.disk_free_bytes_min,
+            flush_slow_ms=config.flush_slow_ms,
+            hand_over=lambda: broker.hand_over_leaderships(within_s=config.grace_ms / 1000),
+        )
+        self.front = front = Front(
+            places=broker.places,
+            controller=broker.controller,
+            producer_ids=broker.producer_ids,
+            channels=GrpcChannel,
+            random=self.random,
+            counters=self.counters,
+            disk_full=lambda: watch.full,
+            failed=self._task_failed,
+            options=_front_options(config),
+        )
+        serving = Serving(self.counters, calls_max=config.calls_max)
+        server = _new_server(SERVER_OPTIONS, serving.generic_handlers(front.handlers()))
+        self._health.add_to(server)
+        await self._serve(server, config.listen)
+        self._tasks.start(watch.run(), name="disk watch")
+        self._tasks.start(self._health.follow(broker.host), name="health")
+        await self._show_metrics(broker, folder, watch)
+        logger.info("serves clients at %s", config.listen)
+
+    async def _show_metrics(self, broker: Broker, folder: DataFolder, watch: DiskWatch) -> None:
+        if not self.config.metrics_listen:
+            return
+        sources = Sources(
+            node_id=self.config.node_id,
+            counters=self.counters,
+            host=broker.host,
+            engine=folder.engine,
+            catalog=broker.controller.catalog,
+            partitions=broker.partitions.all,
+            is_ready=lambda: self._health.is_ready,
+            disk_full=lambda: watch.full,
+        )
+        self._metrics = MetricsServer(sources)
+        try:
+            await self._metrics.start(self.config.metrics_listen)
+        except OSError as error:
+            raise startup.PortInUse(
+                f"cannot listen on {self.config.metrics_listen}: {error}"
+            ) from error
 
     async def stop(self) -> None:
         """Hand over, end calls, close the disk. Safe after a failure and after half a start."""
-        failed = self.failure.done()
+        grace_s = 0.0 if self.failure.done() else self.config.grace_ms / 1000
+        if self.front is not None and self.broker is not None:
+            await self._health.drain()
+            self.front.start_draining()
+            self.broker.draining = True
+            await self.broker.hand_over_leaderships(within_s=grace_s)
+            await self.front.stop(grace_s=min(grace_s, _SERVER_GRACE_S))
+            await self._servers.pop().stop(_SERVER_GRACE_S if grace_s else None)
+        await self._tasks.cancel_and_wait()
+        if self._metrics is not None:
+            await self._metrics.close()
         if self.broker is not None:
-            await self.broker.stop(grace_s=0.0 if failed else self.config.grace_ms / 1000)
+            await self.broker.stop(grace_s=grace_s)
             self._peer_service.close()
             await self.transport.close()
         for server in reversed(self._servers):
@@ -140,9 +231,7 @@ class Node:
         folder.set_aside(reason)
         folder.close()
 
-    async def _serve(self, endpoint: str, handlers: list[grpc.GenericRpcHandler]) -> None:
-        server = grpc.aio.server(options=PEER_OPTIONS)
-        server.add_generic_rpc_handlers(handlers)
+    async def _serve(self, server: grpc.aio.Server, endpoint: str) -> None:
         try:
             port = server.add_insecure_port(endpoint)
         except RuntimeError as error:
@@ -205,6 +294,25 @@ async def _run_until(node: Node, signalled: asyncio.Event) -> BaseException | No
     return error
 
 
+def _new_server(
+    options: Sequence[tuple[str, int]], handlers: Sequence[grpc.GenericRpcHandler]
+) -> grpc.aio.Server:
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers(handlers)
+    return server
+
+
+def _front_options(config: NodeConfig) -> FrontOptions:
+    return FrontOptions(
+        produce=ProduceLimits(
+            node_bytes_max=config.inflight_bytes_max,
+            connection_bytes_max=config.connection_inflight_bytes_max,
+            connection_requests_max=config.connection_inflight_requests_max,
+        ),
+        lane_bytes_max=config.uncommitted_bytes_max,
+    )
+
+
 def _announcement(config: NodeConfig, incarnation: str) -> c.Announcement:
     return c.Announcement(
         node_id=config.node_id,
@@ -233,7 +341,9 @@ def _broker_options(config: NodeConfig) -> BrokerOptions:
             checkpoint_bytes_max=config.checkpoint_bytes_max,
             catch_ups_max=config.catch_ups_max,
         ),
+        tail_budget_bytes=config.tail_budget_bytes,
         clock_skew_ms_max=config.clock_skew_ms_max,
+        retention_interval_ms=config.retention_interval_ms,
     )
 
 
