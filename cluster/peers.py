@@ -75,6 +75,16 @@ class Peers:
                 lost.append(node_id)
         return lost
 
+    def silent_ticks(self, node_id: int) -> int:
+        """How long nothing was heard of the node; 0 for this one and for strangers."""
+        state = self._nodes.get(node_id)
+        return state.silent_ticks if state is not None else 0
+
+    def clock_offset_ms(self, node_id: int) -> int:
+        """The node's wall clock minus this one's, when it was last heard of; 0 when not known."""
+        state = self._nodes.get(node_id)
+        return state.clock_offset_ms if state is not None else 0
+
     def clock_ahead_ms(self) -> int:
         """This node's wall clock minus the median of all live nodes' clocks, its own included."""
         offsets = [0] + [s.clock_offset_ms for s in self._nodes.values() if s.alive]

@@ -87,16 +87,23 @@ class CatalogAccess:
         NO_LEADER if it is not known here and the controller does not answer."""
         full = full_name(name)
         is_fresh = await self.fresh(deadline)
-        topic = self.catalog.topic_by_name(full)
-        if topic is not None and topic_id in (None, topic.topic_id):
-            return topic
-        if not is_fresh:
+        try:
+            return self.topic_here(full, topic_id)
+        except Refused as refused:
+            if is_fresh:
+                raise
             raise Refused(
-                "NO_LEADER", f"topic {full} is not known here, and the controller has no leader"
-            )
+                "NO_LEADER", f"{refused.error.message}, as far as known here: no controller leader"
+            ) from refused
+
+    def topic_here(self, full: str, topic_id: str | None) -> Topic:
+        """The same as the catalog is now, by the full name."""
+        topic = self.catalog.topic_by_name(full)
         if topic is None:
             raise Refused("TOPIC_NOT_FOUND", f"there is no topic {full}")
-        raise Refused("TOPIC_REPLACED", f"topic {full} is {topic.topic_id}, not {topic_id}")
+        if topic_id not in (None, topic.topic_id):
+            raise Refused("TOPIC_REPLACED", f"topic {full} is {topic.topic_id}, not {topic_id}")
+        return topic
 
     async def subscription(
         self, topic_name: str, name: str, subscription_id: str | None, deadline: Deadline

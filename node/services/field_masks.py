@@ -15,12 +15,13 @@ M = TypeVar("M", bound=Message)
 
 def refuse_unknown_fields(message: Message, field: str) -> None:
     """A setting of a newer contract must not be ignored. Raises Refused FEATURE_NOT_ENABLED."""
-    for unknown in UnknownFieldSet(message):
-        name = f"{field}.{unknown.field_number}"
+    fields = UnknownFieldSet(message)
+    unknown = [fields[i].field_number for i in range(len(fields))]
+    if unknown:
         raise Refused(
             "FEATURE_NOT_ENABLED",
-            f"field {unknown.field_number} of {message.DESCRIPTOR.name} is not known to this node",
-            metadata={"feature": name},
+            f"field {unknown[0]} of {message.DESCRIPTOR.name} is not known to this node",
+            metadata={"feature": f"{field}.{unknown[0]}"},
         )
 
 
