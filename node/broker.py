@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, fields
 
 from cluster.controller import commands as c
@@ -127,6 +127,8 @@ class Broker:
         self._failed = failed
         self.draining = False
         self.disk_full = False
+        # What the services answer to other nodes, by method; empty until they are there.
+        self.peer_functions: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
         self._build()
 
     def _build(self) -> None:
@@ -330,6 +332,8 @@ class Broker:
             return await self.driver.serve_transfer(request)
         if method == REGISTER_METHOD:
             return await self._register(request)
+        if method in self.peer_functions:
+            return await self.peer_functions[method](request)
         raise PeerError("NOT_FOUND", f"no method {method}")
 
     async def _register(self, request: bytes) -> bytes:

@@ -88,7 +88,7 @@ class BatchRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """The topic's. Bytes are those of a serialised Record and of the serialised RecordList before
+    """The topic's. Bytes are those of a serialised Record, and of all of a batch together, before
     compression. `features` are the bits that its feature_level has."""
 
     record_bytes_max: int = 1_048_576
@@ -278,19 +278,17 @@ def _check_sizes(record_count: int, opaque: Opaque, text_bytes: int, limits: Bat
     count = len(opaque().records)
     if count != record_count:
         raise _malformed(f"record_count is {record_count}, there are {count}")
-    if text_bytes > limits.batch_bytes_max:
-        body_bytes = opaque().ByteSize()
-        if body_bytes > limits.batch_bytes_max:
-            raise BatchRefused(
-                Reason.BATCH_TOO_LARGE,
-                f"the batch has {body_bytes} bytes, {limits.batch_bytes_max} are allowed",
-            )
     if text_bytes > limits.record_bytes_max:
-        largest = max(map(len, opaque().records))
-        if largest > limits.record_bytes_max:
+        sizes = list(map(len, opaque().records))
+        if max(sizes) > limits.record_bytes_max:
             raise BatchRefused(
                 Reason.RECORD_TOO_LARGE,
-                f"a record has {largest} bytes, {limits.record_bytes_max} are allowed",
+                f"a record has {max(sizes)} bytes, {limits.record_bytes_max} are allowed",
+            )
+        if sum(sizes) > limits.batch_bytes_max:
+            raise BatchRefused(
+                Reason.BATCH_TOO_LARGE,
+                f"the batch has {sum(sizes)} bytes, {limits.batch_bytes_max} are allowed",
             )
 
 

@@ -31,6 +31,7 @@ from node.disk_watch import DiskWatch
 from node.exposition import MetricsServer, Sources
 from node.health import Health
 from node.metrics import NodeCounters
+from node.services.admin_cluster import DiskRoom
 from node.services.front import Front, FrontOptions
 from node.services.producing import ProduceLimits
 from node.services.serving import SERVER_OPTIONS, Serving
@@ -62,6 +63,14 @@ _TOLD_AS: tuple[tuple[type[FolderError], type[startup.StartupError]], ...] = (
     (FolderError, startup.DataFolderUnusable),
 )
 _SERVER_GRACE_S = 1.0
+# What clients are told of this node's configuration (GetCluster).
+_SHOWN_LIMITS = (
+    "inflight_bytes_max",
+    "connection_inflight_bytes_max",
+    "connection_inflight_requests_max",
+    "calls_max",
+    "read_streams_max",
+)
 
 
 class SystemClock:
@@ -163,16 +172,20 @@ class Node:
             hand_over=lambda: broker.hand_over_leaderships(within_s=config.grace_ms / 1000),
         )
         self.front = front = Front(
+            host=broker.host,
             places=broker.places,
             controller=broker.controller,
             producer_ids=broker.producer_ids,
+            ask_transfer=broker.driver.ask_transfer,
             channels=GrpcChannel,
             random=self.random,
             counters=self.counters,
             disk_full=lambda: watch.full,
+            disk_room=lambda: DiskRoom(watch.free_bytes, folder.disk_total_bytes(), watch.full),
             failed=self._task_failed,
             options=_front_options(config),
         )
+        broker.peer_functions = front.peer_functions()
         serving = Serving(self.counters, calls_max=config.calls_max)
         server = _new_server(SERVER_OPTIONS, serving.generic_handlers(front.handlers()))
         self._health.add_to(server)
@@ -310,6 +323,7 @@ def _front_options(config: NodeConfig) -> FrontOptions:
             connection_requests_max=config.connection_inflight_requests_max,
         ),
         lane_bytes_max=config.uncommitted_bytes_max,
+        limits={name: getattr(config, name) for name in _SHOWN_LIMITS},
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 from cluster.controller.access import ControllerAccess
+from cluster.controller.reconciler import AskTransfer
 from cluster.host import Host
 from node.services.admin_cluster import CLUSTER_METHOD, NODE_METHOD, AdminCluster, DiskRoom
 from node.services.admin_topics import AdminTopics
@@ -18,6 +19,7 @@ from quorumq import methods
 from quorumq.channel import Method
 
 Function = Callable[[Any, Call], Awaitable[Any]]
+PeerFunction = Callable[[bytes], Awaitable[bytes]]
 
 
 class Admin:
@@ -29,10 +31,12 @@ class Admin:
         places: Places,
         controller: ControllerAccess,
         host: Host,
+        ask_transfer: AskTransfer,
         disk_room: Callable[[], DiskRoom],
         limits: Mapping[str, int],
     ) -> None:
         access = CatalogAccess(controller)
+        self._ask_transfer = ask_transfer
         self._topics = AdminTopics(access=access, places=places, host=host)
         self._metadata = Metadata(access=access, places=places, host=host)
         self._cluster = AdminCluster(
@@ -57,7 +61,7 @@ class Admin:
             (methods.REDRIVE, _not_yet("Redrive")),
         ]
 
-    def peer_functions(self) -> dict[str, Callable[[bytes], Awaitable[bytes]]]:
+    def peer_functions(self) -> dict[str, PeerFunction]:
         """What other nodes may call, by method."""
         return {
             CLUSTER_METHOD: self._cluster.serve_cluster,

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from cluster.controller.access import ControllerAccess, ProducerIds
+from cluster.controller.reconciler import AskTransfer
+from cluster.host import Host
 from cluster.raft.state import RandomSource
 from cluster.tasks import TaskGroup
 from node.metrics import NodeCounters
 from node.services import methods as own
+from node.services.admin import Admin, PeerFunction
+from node.services.admin_cluster import DiskRoom
 from node.services.call import Call
 from node.services.errors import Refused, not_enabled
 from node.services.lanes import Lanes
@@ -33,6 +37,7 @@ from quorumq.in_process import Handler
 class FrontOptions:
     produce: ProduceLimits = field(default_factory=ProduceLimits)
     lane_bytes_max: int = 32 << 20
+    limits: Mapping[str, int] = field(default_factory=dict)  # shown by GetCluster, by name
 
 
 class Front:
@@ -41,13 +46,16 @@ class Front:
     def __init__(
         self,
         *,
+        host: Host,
         places: Places,
         controller: ControllerAccess,
         producer_ids: ProducerIds,
+        ask_transfer: AskTransfer,
         channels: ChannelFactory,
         random: RandomSource,
         counters: NodeCounters,
         disk_full: Callable[[], bool],
+        disk_room: Callable[[], DiskRoom],
         failed: Callable[[str, BaseException], None],
         options: FrontOptions,
     ) -> None:
@@ -72,6 +80,14 @@ class Front:
         self._opening = Opening(
             places=places, controller=controller, producer_ids=producer_ids, counters=counters
         )
+        self._admin = Admin(
+            host=host,
+            places=places,
+            controller=controller,
+            ask_transfer=ask_transfer,
+            disk_room=disk_room,
+            limits=options.limits,
+        )
         self.draining = asyncio.Event()
 
     def handlers(self) -> dict[str, Handler]:
@@ -84,8 +100,13 @@ class Front:
             (methods.CONSUME, _not_yet("Consume")),
             (methods.PULL, _not_yet("Pull")),
             (methods.ACK, _not_yet("Ack")),
+            *self._admin.functions(),
         ]
         return {method.path: Handler(method, function) for method, function in table}
+
+    def peer_functions(self) -> dict[str, PeerFunction]:
+        """What other nodes may call besides, by method of the peers' own call."""
+        return self._admin.peer_functions()
 
     def start_draining(self) -> None:
         """Readers are told to go elsewhere; everything is still served."""

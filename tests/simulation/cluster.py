@@ -20,7 +20,12 @@ from cluster.interfaces import Receiver, Transport
 from cluster.peer_service import Identity
 from cluster.raft.state import RaftOptions
 from node.broker import Broker, BrokerOptions
+from node.metrics import NodeCounters
 from node.partitions import LocalPartition
+from node.services.admin_cluster import DiskRoom
+from node.services.errors import status_of
+from node.services.front import Front, FrontOptions
+from quorumq.in_process import InProcessNetwork, InProcessServer
 from tests.simulation.loop import SimClock
 from tests.simulation.memory_engine import MemoryEngine
 from tests.simulation.network import NetworkFaults, SimNetwork, SimTransport
@@ -33,12 +38,15 @@ class SimNode:
         self.cluster = cluster
         self.node_id = node_id
         self.endpoint = f"node-{node_id}:9500"
+        self.client_endpoint = f"node-{node_id}:9400"
         self.engine = cluster.new_engine()
         self.incarnation = f"i{node_id}.1"
         self.cluster_id = ""
         self.runs = 0
         self.wipes = 0
         self.broker: Broker | None = None
+        self.front: Front
+        self._server: InProcessServer
         self._transport: SimTransport
         self._starting: asyncio.Task[None] | None = None
 
@@ -72,7 +80,7 @@ class SimNode:
                 node_id=self.node_id,
                 incarnation=self.incarnation,
                 peer_endpoint=self.endpoint,
-                client_endpoint=f"node-{self.node_id}:9400",
+                client_endpoint=self.client_endpoint,
             ),
             may_found=True,
             initial_peers=self.cluster.initial_peers,
@@ -85,13 +93,35 @@ class SimNode:
             bind_cluster=bind_cluster,
             failed=lambda error: self.cluster.task_failed(f"node {self.node_id}", error),
         )
+        self._serve_clients(self.broker)
         self._starting = asyncio.get_running_loop().create_task(self.broker.start())
+
+    def _serve_clients(self, broker: Broker) -> None:
+        self.front = Front(
+            host=broker.host,
+            places=broker.places,
+            controller=broker.controller,
+            producer_ids=broker.producer_ids,
+            ask_transfer=broker.driver.ask_transfer,
+            channels=self.cluster.clients.channel,
+            random=self.cluster.random,
+            counters=NodeCounters(),
+            disk_full=lambda: broker.disk_full,
+            disk_room=lambda: DiskRoom(6 << 30, 8 << 30, broker.disk_full),
+            failed=self.cluster.task_failed,
+            options=FrontOptions(),
+        )
+        broker.peer_functions = self.front.peer_functions()
+        self._server = self.cluster.clients.serve(
+            self.client_endpoint, self.front.handlers(), status_of=status_of
+        )
 
     async def crash(self, *, wipe: bool = False) -> None:
         """The process dies, and what was not synced may go with it; `wipe`: the disk as well."""
         broker, self.broker = self.broker, None
         assert broker is not None, f"node {self.node_id} is down already"
         self._transport.crash()
+        self._server.cut()
         self.engine = self.engine.crash(self.cluster.random)
         await self._end(broker)
         if wipe:
@@ -104,13 +134,20 @@ class SimNode:
         """Gracefully: hands its leaderships over."""
         broker, self.broker = self.broker, None
         assert broker is not None, f"node {self.node_id} is down already"
-        await broker.stop(grace_s=5.0)
+        self.front.start_draining()
+        broker.draining = True
+        await broker.hand_over_leaderships(within_s=5.0)
+        await self.front.stop(grace_s=1.0)
+        await self._server.stop()
+        await broker.stop(grace_s=0.0)
         await self._transport.close()
 
     async def _end(self, broker: Broker) -> None:
         assert self._starting is not None
         self._starting.cancel()
         await asyncio.wait([self._starting])
+        await self.front.stop(grace_s=0.0)
+        await self._server.stop()
         await broker.stop(grace_s=0.0)
         await self._transport.close()
 
@@ -131,6 +168,7 @@ class SimCluster:
         self.random = random
         self.clock = SimClock()
         self.network = SimNetwork(random, faults)
+        self.clients = InProcessNetwork(lambda _endpoint: random.uniform(0.0001, 0.001))
         self.options = BrokerOptions(
             raft=RaftOptions(),
             host=HostOptions(checkpoint_entries_max=checkpoint_entries_max),

@@ -224,7 +224,7 @@ def test_a_producer_state_needs_a_producer() -> None:
 
 def test_limits_are_exact() -> None:
     record = Record(value=bytes(100))
-    size, body = record.ByteSize(), RecordList(records=[record] * 3).ByteSize()
+    size, body = record.ByteSize(), 3 * record.ByteSize()
     batch = batch_of(record, record, record)
     batch.key_hashes.extend((1, 2, 3))  # not part of what is limited
     assert take(batch, BatchLimits(size, body)).record_count == 3
