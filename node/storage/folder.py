@@ -190,6 +190,10 @@ class DataFolder:
         status = os.statvfs(self.path)
         return status.f_bavail * status.f_frsize
 
+    def disk_total_bytes(self) -> int:
+        status = os.statvfs(self.path)
+        return status.f_blocks * status.f_frsize
+
     def release_ballast(self) -> int:
         """Give its room back to the disk; the bytes that were freed."""
         ballast = self.path / _BALLAST
