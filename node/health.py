@@ -12,6 +12,7 @@ from grpc_health.v1.health import SERVICE_NAME
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from cluster.controller.access import ControllerAccess
 from cluster.controller.model import CONTROLLER_GROUP_ID
 from cluster.host import Host
 from quorumq.v1 import admin_pb2, messaging_pb2
@@ -38,9 +39,10 @@ class Health:
         names = (*_SERVICES, SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
 
-    async def follow(self, host: Host) -> None:
-        """Say at any time what is so."""
+    async def follow(self, host: Host, controller: ControllerAccess) -> None:
+        """Say at any time what is so, from the cluster's founding on."""
         await self._servicer.set("", _SERVING)
+        await controller.shows(1)
         while True:
             leader = host.leader_of(CONTROLLER_GROUP_ID)
             await self._say(leader is not None)

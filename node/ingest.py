@@ -30,6 +30,7 @@ from node.v1 import wire_pb2 as wire
 
 RECORDS_MAX = 100_000
 HEADERS_MAX = 1_000
+_FRAMING_BYTES_MAX = 6 * RECORDS_MAX  # tag and length around each record
 NUMBER_MAX = (1 << 53) - 1
 HEADER_NAME_BYTES_MAX = 200
 SUBJECT_BYTES_MAX = 1_000
@@ -175,9 +176,9 @@ def ingest(batch: bytes, limits: BatchLimits, *, has_producer: bool) -> Ingested
 
 
 def inflate(compressed: bytes, uncompressed_bytes: int, bytes_max: int) -> bytes:
-    """The RecordList in a compressed body. Never allocates more than was announced, and that is
-    checked first. Raises BatchRefused."""
-    if uncompressed_bytes > bytes_max:
+    """The RecordList in a compressed body, whose records have at most `bytes_max` together. Never
+    allocates more than was announced, and that is checked first. Raises BatchRefused."""
+    if uncompressed_bytes > bytes_max + _FRAMING_BYTES_MAX:
         raise BatchRefused(
             Reason.BATCH_TOO_LARGE,
             f"the batch has {uncompressed_bytes} bytes inflated, {bytes_max} are allowed",

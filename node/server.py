@@ -191,7 +191,7 @@ class Node:
         self._health.add_to(server)
         await self._serve(server, config.listen)
         self._tasks.start(watch.run(), name="disk watch")
-        self._tasks.start(self._health.follow(broker.host), name="health")
+        self._tasks.start(self._health.follow(broker.host, broker.controller), name="health")
         await self._show_metrics(broker, folder, watch)
         logger.info("serves clients at %s", config.listen)
 

@@ -122,14 +122,14 @@ class ControllerAccess:
     # --- seeing changes --------------------------------------------------------------------------
 
     async def refresh(self, *, timeout_ms: int = 10_000) -> None:
-        """Returns when the catalog here shows everything that was committed before this call.
-        Raises ControllerUnavailable."""
+        """Returns when the catalog here shows everything that was committed before this call, the
+        founding of the cluster at least. Raises ControllerUnavailable."""
         trouble = "no leader is known"
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 while True:
                     try:
-                        await self.shows(await self._leaders_version(timeout_ms))
+                        await self.shows(max(1, await self._leaders_version(timeout_ms)))
                         return
                     except (PeerError, RaftRefused) as error:
                         trouble = str(error)
