@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cluster.interfaces import CorruptEntry
 from node.batches import pieces
 from node.ingest import FEATURES
 from node.partitions import LocalPartition
@@ -30,8 +31,8 @@ class Cursor:
     """Where a Read stands in one partition. Everything below `next_offset` was handed over; nothing
     at or above `until` is wanted; the partition is known to have what lies below `known_end`.
 
-    `behind_since`: since when the replica here has nothing for it though others may. `failures`,
-    `failing_since`: of getting it from other nodes, in a row."""
+    `behind_since`: since when the replica here has nothing for it though others may. `failures` in
+    a row, since `failing_since`, of getting it elsewhere."""
 
     partition: int
     group_id: int
@@ -42,6 +43,7 @@ class Cursor:
     behind_since: float | None = None
     failures: int = 0
     failing_since: float | None = None
+    is_trouble_told: bool = False
 
 
 class LocalSource:
@@ -59,6 +61,7 @@ class LocalSource:
         self.cursor = cursor
         self.local = local
         self.has_more = True
+        self._bytes_max = TURN_BYTES
         self._topic_id = topic_id
         self._taken = taken
         self._ready = ready
@@ -68,13 +71,19 @@ class LocalSource:
         self.local.replica.listeners.remove(self._moved)
 
     def take(self) -> list[wire.ReadResponse]:
-        """About TURN_BYTES, or what there is; moves the cursor. Raises StorageError."""
+        """About TURN_BYTES, or what there is; moves the cursor. Raises CorruptEntry, CorruptRow."""
         cursor, machine = self.cursor, self.local.replica.machine
         at, until = max(cursor.next_offset, machine.first_offset), cursor.until
         responses: list[wire.ReadResponse] = []
         found: list[StoredBatch] = []
         if until is None or at < until:
-            found = self.local.replica.read(at, bytes_max=TURN_BYTES, end_offset=until)
+            try:
+                found = self.local.replica.read(at, bytes_max=self._bytes_max, end_offset=until)
+            except CorruptEntry:
+                if not self._bytes_max:
+                    raise
+                self._bytes_max = 0  # batch by batch up to the damaged one
+                return []
         for stored in found:
             row = stored.row
             first = max(at, row.base_offset)
