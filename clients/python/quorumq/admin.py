@@ -15,7 +15,7 @@ from quorumq import methods
 from quorumq.channel import Method, Q, R
 from quorumq.connection import Connection
 from quorumq.errors import from_message
-from quorumq.reader import Start, offset_query, commit
+from quorumq.reader import Start, commit, offset_query
 from quorumq.records import Record, record_of
 from quorumq.v1 import admin_pb2 as pb
 from quorumq.v1 import errors_pb2, messaging_pb2
