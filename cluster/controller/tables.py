@@ -265,6 +265,9 @@ class Tables:
     def producer(self, name: str) -> NamedProducer | None:
         return self._producers.rows.get(self._producer_by_name.get(name, 0))
 
+    def producer_by_id(self, producer_id: int) -> NamedProducer | None:
+        return self._producers.rows.get(producer_id)
+
     def operation(self, operation_id: str) -> Operation | None:
         return self._operations.rows.get(self._operation_by_id.get(operation_id, 0))
 

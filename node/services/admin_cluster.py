@@ -78,16 +78,22 @@ class AdminCluster:
     async def get_cluster(self, request: pb.GetClusterRequest, call: Call) -> pb.GetClusterResponse:
         deadline = Deadline.of(call)
         await self._access.fresh(deadline)
-        known = self._places.leadership(CONTROLLER_GROUP_ID)
-        if known is not None and known[0] == self._host.node_id:
-            response = await self._view()
-        else:
-            told = await self._ask(known[0], deadline) if known is not None else None
-            response = told or await self._view()
-            if told is None:
-                response.ClearField("controller")  # this is what is known here
+        response = await self.seen(deadline)
         response.answering_node_id = self._host.node_id
         return response
+
+    async def seen(self, deadline: Deadline) -> pb.GetClusterResponse:
+        """By the controller's leader, or without `controller` by this node if that does not
+        answer."""
+        known = self._places.leadership(CONTROLLER_GROUP_ID)
+        if known is not None and known[0] == self._host.node_id:
+            return await self._view()
+        told = await self._ask(known[0], deadline) if known is not None else None
+        if told is not None:
+            return told
+        view = await self._view()
+        view.ClearField("controller")
+        return view
 
     async def _ask(self, node_id: int, deadline: Deadline) -> pb.GetClusterResponse | None:
         """What the controller's leader sees; None if it does not answer."""

@@ -6,9 +6,9 @@ from cluster.controller.model import (
     Operation,
     OperationKind,
     Subscription,
-    SubscriptionKind,
     Topic,
 )
+from node.services import subscription_settings
 from node.services.errors import POLICIES
 from node.services.topic_settings import with_defaults
 from quorumq.v1 import admin_pb2 as pb
@@ -16,8 +16,6 @@ from quorumq.v1 import errors_pb2
 
 # Of these, 0 and absence both mean "no limit"; answers leave them out.
 _NO_LIMIT = ("retention_bytes", "retention_ms", "dedup_window_ms")
-
-REVOKE_TIMEOUT_MS = 10_000
 
 
 def topic_config(topic: Topic) -> pb.TopicConfig:
@@ -42,22 +40,13 @@ def topic_info(topic: Topic) -> pb.TopicInfo:
     )
 
 
-def subscription_config(kind: SubscriptionKind, settings: bytes) -> pb.SubscriptionConfig:
-    """The settings that hold; those of the other kind are absent."""
-    config = pb.SubscriptionConfig(kind=f"SUBSCRIPTION_KIND_{kind.name}")
-    config.MergeFromString(settings)
-    if not config.HasField("revoke_timeout_ms"):
-        config.revoke_timeout_ms = REVOKE_TIMEOUT_MS
-    return config
-
-
 def subscription_info(topic: Topic, row: Subscription) -> pb.SubscriptionInfo:
     return pb.SubscriptionInfo(
         name=row.name,
         subscription_id=row.subscription_id,
         topic=topic.name,
         topic_id=topic.topic_id,
-        config=subscription_config(row.kind, row.settings),
+        config=subscription_settings.with_defaults(row.kind, row.settings),
         created_at_ms=row.created_at_ms,
     )
 

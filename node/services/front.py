@@ -22,12 +22,16 @@ from node.services import methods as own
 from node.services.admin import Admin, PeerFunction
 from node.services.admin_cluster import DiskRoom
 from node.services.call import Call
+from node.services.catalog_access import CatalogAccess
 from node.services.errors import Refused, not_enabled
 from node.services.lanes import Lanes
 from node.services.links import Links
+from node.services.offsets import Offsets
 from node.services.opening import Opening
 from node.services.places import Places
+from node.services.positions import Positions
 from node.services.producing import ProduceLimits, Producing
+from node.services.reading import Reading
 from quorumq import methods
 from quorumq.channel import ChannelFactory, Method
 from quorumq.in_process import Handler
@@ -37,6 +41,7 @@ from quorumq.in_process import Handler
 class FrontOptions:
     produce: ProduceLimits = field(default_factory=ProduceLimits)
     lane_bytes_max: int = 32 << 20
+    read_streams_max: int = 2_000
     limits: Mapping[str, int] = field(default_factory=dict)  # shown by GetCluster, by name
 
 
@@ -77,18 +82,30 @@ class Front:
             random=random,
             limits=options.produce,
         )
+        self.draining = asyncio.Event()
         self._opening = Opening(
             places=places, controller=controller, producer_ids=producer_ids, counters=counters
         )
+        self._offsets = Offsets(places)
+        self._reading = Reading(
+            places=places,
+            offsets=self._offsets,
+            channels=channels,
+            draining=self.draining,
+            counters=counters,
+            wall_ms=host.clock.wall_ms,
+            streams_max=options.read_streams_max,
+        )
+        self._positions = Positions(places=places, access=CatalogAccess(controller))
         self._admin = Admin(
             host=host,
             places=places,
             controller=controller,
+            offsets=self._offsets,
             ask_transfer=ask_transfer,
             disk_room=disk_room,
             limits=options.limits,
         )
-        self.draining = asyncio.Event()
 
     def handlers(self) -> dict[str, Handler]:
         producing = self._producing
@@ -97,6 +114,10 @@ class Front:
             (own.PRODUCE_STREAM, producing.produce_stream),
             (own.FORWARDED_PRODUCE, producing.produce_forwarded),
             (methods.OPEN_PRODUCER, self._opening.open_producer),
+            (own.READ, self._reading.read),
+            (own.FORWARDED_READ, self._reading.read_forwarded),
+            (methods.COMMIT, self._positions.commit),
+            (methods.GET_POSITIONS, self._positions.get_positions),
             (methods.CONSUME, _not_yet("Consume")),
             (methods.PULL, _not_yet("Pull")),
             (methods.ACK, _not_yet("Ack")),
@@ -121,6 +142,7 @@ class Front:
                 await self._producing.answered()
         self._lanes.refuse_all(Refused("NODE_DRAINING", "the node is shutting down"))
         await self._links.close()
+        await self._reading.close()
         await self._tasks.cancel_and_wait()
 
 

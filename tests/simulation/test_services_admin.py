@@ -9,13 +9,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from quorumq import methods
 from quorumq.v1 import admin_pb2 as pb
 from quorumq.v1 import errors_pb2, records_pb2
-from tests.simulation.admin_bed import ask, play, refused
+from tests.simulation.admin_bed import ask, create, play, refused
 from tests.simulation.cluster import SimCluster
-
-
-async def create(cluster: SimCluster, node_id: int, name: str, **config: int) -> pb.TopicInfo:
-    request = pb.CreateTopicRequest(name=name, config=pb.TopicConfig(**config))  # type: ignore[arg-type]
-    return (await ask(cluster, node_id, methods.CREATE_TOPIC, request)).topic
 
 
 async def names(cluster: SimCluster, node_id: int, **fields: object) -> list[str]:
