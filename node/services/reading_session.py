@@ -91,7 +91,7 @@ class ReadSession:
         self._tasks.start(self._follow_draining(), name="draining")
         for partition in wanted:
             self._begin(partition)
-        spoke_at = reviewed_at = loop.time()
+        speak_at, review_at = loop.time() + HEARTBEAT_S, loop.time() + _REVIEW_S
         try:
             while not self._is_full:
                 if self._failure is not None:
@@ -99,21 +99,21 @@ class ReadSession:
                 if self._draining.is_set():
                     yield wire.ReadResponse(go_away=wire.GoAway(deadline_ms=0))
                     return
-                if loop.time() - reviewed_at >= _REVIEW_S:
-                    reviewed_at = loop.time()
+                if loop.time() >= review_at:
+                    review_at = loop.time() + _REVIEW_S
                     self._review()
                 self._place()
                 if self._statuses or self._ready:
                     for response in self._turn():
                         yield response
-                        spoke_at = loop.time()
+                        speak_at = loop.time() + HEARTBEAT_S
                     await asyncio.sleep(0)
                 elif all(cursor.has_ended for cursor in self._cursors.values()):
                     return
-                elif loop.time() < spoke_at + HEARTBEAT_S:
-                    await self._wake(min(spoke_at + HEARTBEAT_S, reviewed_at + _REVIEW_S))
+                elif loop.time() < speak_at:
+                    await self._wake(min(speak_at, review_at))
                 else:
-                    spoke_at = loop.time()
+                    speak_at = loop.time() + HEARTBEAT_S
                     yield wire.ReadResponse(heartbeat=wire.Heartbeat(sent_at_ms=self._wall_ms()))
         finally:
             for source in self._local.values():
