@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -201,8 +200,8 @@ def test_in_doubt_without_identity_is_told_and_with_one_is_mended() -> None:
 
 def test_a_full_disk_is_named() -> None:
     async def story(cluster: SimCluster) -> None:
-        for node in cluster.nodes.values():
-            node.disk_room = replace(node.disk_room, full=True)
+        for broker in cluster.brokers():
+            broker.disk_full = True
         error = await refused(cluster, partition=0, batch=batch(b"x"))
         assert (error.reason, error.retriable) == ("DISK_FULL", True)
 
