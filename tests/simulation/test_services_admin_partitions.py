@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from node.storage import keys
 from quorumq import methods
 from quorumq.v1 import admin_pb2 as pb
 from quorumq.v1 import errors_pb2, messaging_pb2
@@ -251,5 +252,37 @@ def test_what_a_list_of_producers_is_refused_for() -> None:
         assert await reason(topic="u") == "TOPIC_NOT_FOUND"
         assert await reason(page_size=1001) == "BAD_REQUEST"
         assert await reason(page_token="MTphYmM=") == "BAD_REQUEST"
+
+    play(story)
+
+
+def test_a_record_whose_bytes_are_damaged_is_refused_and_its_neighbours_are_not() -> None:
+    async def story(cluster: SimCluster) -> None:
+        topic = await create(cluster, 1, "t", replication_factor=1)
+        (group_id,) = _group_ids(cluster, topic)
+        for number in range(120):  # old enough not to be looked at when the log is opened
+            await produce(cluster, "t", 0, b"%d" % number)
+        request = pb.GetMetadataRequest(topics=["t"])
+        metadata = await ask(cluster, 1, methods.GET_METADATA, request)
+        node = cluster.nodes[metadata.topics[0].partitions[0].leader.node_id]
+        (local,) = cluster.replicas(group_id)
+        await cluster.until(lambda: local.group.checkpoint_index > 60, "a checkpoint")
+        row = local.replica.find(0)
+        assert row is not None
+        await node.crash()
+        entries = keys.group_key(group_id, keys.ENTRY)
+        (key,) = [
+            key
+            for key, _ in node.engine.scan(entries, keys.prefix_end(entries))
+            if key.endswith(row.entry_index.to_bytes(8, "big"))
+        ]
+        node.engine.flip_bit(key, 200)
+        node.start()
+        request = pb.GetRecordRequest(topic="t", offset=0)
+        via = 1 + node.node_id % 3
+        error = await refused(cluster, via, methods.GET_RECORD, request)
+        assert error.reason == "CORRUPT"
+        request = pb.GetRecordRequest(topic="t", offset=1)
+        assert (await ask(cluster, via, methods.GET_RECORD, request)).record.value == b"1"
 
     play(story)
