@@ -48,8 +48,9 @@ async def produce(
         raise from_status(failure.code, failure.details, failure.trailers) from failure
 
 
-def stored(cluster: SimCluster, group_id: int) -> list[bytes]:
+async def stored(cluster: SimCluster, group_id: int) -> list[bytes]:
     """The values, as a leader reads them."""
+    await cluster.until(lambda: cluster.leader(group_id), "a leader")
     local = cluster.leader(group_id)
     assert local is not None
     values: list[bytes] = []
@@ -67,7 +68,7 @@ def test_any_node_takes_a_batch() -> None:
         for node_id in cluster.nodes:
             answer = await produce(cluster, node_id, batch=batch(b"%d" % node_id), partition=0)
             assert (answer.base_offset, answer.record_count) == (node_id - 1, 1)
-        assert stored(cluster, 2) == [b"1", b"2", b"3"]
+        assert await stored(cluster, 2) == [b"1", b"2", b"3"]
 
     play(story)
 
@@ -165,7 +166,7 @@ def test_streams_through_any_node_keep_order_while_nodes_crash(seed: int) -> Non
             await asyncio.sleep(cluster.random.uniform(0.0, 2.0))
             node.start()
         await asyncio.wait_for(asyncio.gather(*tasks), 300)
-        values = stored(cluster, 2)
+        values = await stored(cluster, 2)
         for writer in writers:
             mine = [b"%d:%d" % (writer.producer_id, n) for n in range(300)]
             assert [v for v in values if v in set(mine)] == mine

@@ -50,7 +50,7 @@ def test_bad_requests_are_refused_by_name() -> None:
         for reason, fields in cases:
             error = await refused(cluster, **fields)
             assert (error.reason, error.outcome_known) == (reason, True), fields
-        assert stored(cluster, 2) == []
+        assert await stored(cluster, 2) == []
 
     play(story)
 
@@ -80,7 +80,7 @@ def test_sequences_are_exact() -> None:
         assert (gap.reason, gap.expected_sequence) == ("SEQUENCE_GAP", 2)
         unknown = await refused(cluster, partition=0, batch=batch(b"c"), producer=identity(9, 1, 4))
         assert unknown.reason in ("PRODUCER_EXPIRED", "SEQUENCE_GAP")
-        assert stored(cluster, 2) == [b"a", b"b"]
+        assert await stored(cluster, 2) == [b"a", b"b"]
 
     play(story)
 
@@ -104,7 +104,7 @@ def test_a_named_producer_goes_on_and_fences_its_older_process() -> None:
         assert error.reason == "PRODUCER_FENCED"
         ours = identity(new.producer_id, new.epoch, 2)
         await produce(cluster, 1, partition=0, batch=batch(b"c"), producer=ours)
-        assert stored(cluster, 2) == [b"a", b"b", b"c"]
+        assert await stored(cluster, 2) == [b"a", b"b", b"c"]
 
     play(story)
 
@@ -116,7 +116,7 @@ def test_compare_and_append() -> None:
         assert late.reason == "EXPECTED_OFFSET"
         assert late.metadata["next_offset"] == "1"
         await produce(cluster, 1, partition=0, batch=batch(b"b"), expected_next_offset=1)
-        assert stored(cluster, 2) == [b"a", b"b"]
+        assert await stored(cluster, 2) == [b"a", b"b"]
 
     play(story)
 
@@ -130,7 +130,7 @@ def test_dedup_ids_answer_per_record() -> None:
         again = await produce(cluster, 2, partition=0, batch=both)
         assert [(r.offset, r.duplicate) for r in again.results] == [(0, True), (1, False)]
         assert (first.base_offset, again.duplicate) == (0, False)
-        assert stored(cluster, 2) == [b"a", b"b"]
+        assert await stored(cluster, 2) == [b"a", b"b"]
 
     play(story)
 
@@ -146,7 +146,7 @@ def test_a_batch_without_partition_is_split_by_key() -> None:
         row = cluster.brokers()[0].controller.catalog.topic_by_name("default/t")
         assert row is not None
         for n, result in enumerate(answer.results):
-            values = stored(cluster, row.group_ids[result.partition])
+            values = await stored(cluster, row.group_ids[result.partition])
             assert values[result.offset] == b"%d" % n
 
     play(story, partitions=4)
@@ -166,7 +166,7 @@ def test_without_a_leader_a_request_is_held_and_then_refused() -> None:
         await asyncio.sleep(1.0)
         cluster.nodes[1].start()
         await held
-        assert stored(cluster, 2) == [b"held"]
+        assert await stored(cluster, 2) == [b"held"]
 
     play(story)
 
@@ -193,7 +193,8 @@ def test_in_doubt_without_identity_is_told_and_with_one_is_mended() -> None:
             cluster, node_id, partition=0, batch=batch(b"id"), producer=identity(5, 1, 0)
         )
         assert again.base_offset == answer.base_offset
-        assert stored(cluster, 2).count(b"id") == 1
+        values = await stored(cluster, 2)
+        assert values.count(b"id") == 1
 
     play(story)
 
