@@ -37,9 +37,10 @@ def play(
 
 
 def group_of(cluster: SimCluster, partition: int = 0) -> int:
-    topic = cluster.brokers()[0].controller.catalog.topic_by_name("default/t")
-    assert topic is not None
-    return topic.group_ids[partition]
+    """A node that has just started knows of no topic yet: the first one that does is asked."""
+    catalogs = [broker.controller.catalog for broker in cluster.brokers()]
+    topics = [catalog.topic_by_name("default/t") for catalog in catalogs]
+    return next(topic.group_ids[partition] for topic in topics if topic is not None)
 
 
 def leading_node(cluster: SimCluster, partition: int = 0) -> SimNode:

@@ -33,6 +33,11 @@ from tests.simulation.reading_bed import (
 
 NUMBERS = [b"%d" % number for number in range(30)]
 
+
+async def came(cluster: SimCluster, got: list[bytes], count: int) -> None:
+    await cluster.until(lambda: len(got) == count, f"{count} records")
+
+
 # --- whole clusters ------------------------------------------------------------------------------
 
 
@@ -53,7 +58,7 @@ def test_readers_through_every_node_lose_and_repeat_nothing_while_leaders_crash(
         for writer in writers:
             for follower in followers:
                 got = follower.got[writer.partition]
-                await cluster.until(lambda got=got: len(got) == 60, "all records")
+                await came(cluster, got, 60)
                 assert got == writer.stored
         for task in following:
             task.cancel()
@@ -79,7 +84,7 @@ def test_one_stream_survives_every_change_of_leader() -> None:
         assert leader is not None
         assert leader.group.term > 1
         for follower in (here, elsewhere):
-            await cluster.until(lambda got=follower.got[0]: len(got) == 60, "all records")
+            await came(cluster, follower.got[0], 60)
             assert follower.got[0] == writer.stored
             assert follower.streams == 1
         for task in following:
@@ -200,10 +205,10 @@ def test_by_either_time() -> None:
     async def story(cluster: SimCluster) -> None:
         stored = []
         for number in range(4):
-            created = [
+            records = [
                 record(b"%d" % n, timestamp_ms=1_000 - n) for n in (2 * number, 2 * number + 1)
             ]
-            stored.append(await store(cluster, batch_of(created)))
+            stored.append(await store(cluster, batch_of(records)))
             await asyncio.sleep(1.0)
         appended = at(0, time_ms=stored[2].append_time_ms)
         assert values(await read(cluster, 2, partitions=[appended])) == [b"4", b"5", b"6", b"7"]

@@ -101,7 +101,11 @@ def test_a_partition_that_is_not_there() -> None:
 
 
 def test_every_start_that_makes_sense() -> None:
-    starts = [{"offset": 5, "until_offset": 5}, {"time_ms": 0}, {"latest": True, "until_offset": 0}]
+    starts: list[dict[str, Any]] = [
+        {"offset": 5, "until_offset": 5},
+        {"time_ms": 0},
+        {"latest": True, "until_offset": 0},
+    ]
     wanted = [pb.ReadPartition(partition=n, **fields) for n, fields in enumerate(starts)]
     assert check_partitions(pb.ReadRequest(partitions=wanted), TOPIC) == wanted
 
