@@ -15,6 +15,7 @@ from quorumq.produce_link import ProduceLink
 from quorumq.v1 import errors_pb2, messaging_pb2, records_pb2
 from tests.simulation.cluster import SimCluster
 from tests.simulation.loop import run_simulation
+from tests.simulation.network import NetworkFaults
 
 Story = Callable[[SimCluster], Awaitable[None]]
 
@@ -151,6 +152,18 @@ class StreamWriter:
         return request
 
 
+async def check_all_once_in_order(
+    cluster: SimCluster, writers: list[StreamWriter], count: int
+) -> None:
+    values = await stored(cluster, 2)
+    for writer in writers:
+        mine = [b"%d:%d" % (writer.producer_id, n) for n in range(count)]
+        wanted = set(mine)
+        assert [value for value in values if value in wanted] == mine
+        assert [values[writer.offsets[n]] for n in range(count)] == mine
+    assert len(values) == count * len(writers)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_streams_through_any_node_keep_order_while_nodes_crash(seed: int) -> None:
     async def story(cluster: SimCluster) -> None:
@@ -166,11 +179,26 @@ def test_streams_through_any_node_keep_order_while_nodes_crash(seed: int) -> Non
             await asyncio.sleep(cluster.random.uniform(0.0, 2.0))
             node.start()
         await asyncio.wait_for(asyncio.gather(*tasks), 300)
-        values = await stored(cluster, 2)
-        for writer in writers:
-            mine = [b"%d:%d" % (writer.producer_id, n) for n in range(300)]
-            assert [v for v in values if v in set(mine)] == mine
-            assert [values[writer.offsets[n]] for n in range(300)] == mine
-        assert len(values) == 900
+        await check_all_once_in_order(cluster, writers, 300)
+
+    play(story, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_streams_through_any_node_keep_order_over_a_bad_network(seed: int) -> None:
+    async def story(cluster: SimCluster) -> None:
+        cluster.network.faults = NetworkFaults(
+            delay_ms_max=30, loss=0.05, duplicate=0.05, reorder=0.1, stream_break=0.01
+        )
+        writers = [StreamWriter(cluster, n, 100 + n) for n in cluster.nodes]
+        tasks = [asyncio.ensure_future(writer.write(200)) for writer in writers]
+        for _ in range(4):
+            await asyncio.sleep(cluster.random.uniform(0.3, 1.5))
+            cluster.network.isolate(cluster.random.randrange(1, 4), cluster.nodes)
+            await asyncio.sleep(cluster.random.uniform(0.5, 3.0))
+            cluster.network.heal()
+        await asyncio.wait_for(asyncio.gather(*tasks), 300)
+        cluster.network.faults = NetworkFaults()
+        await check_all_once_in_order(cluster, writers, 200)
 
     play(story, seed=seed)
