@@ -6,6 +6,7 @@ data folder -> engine -> peer server -> Broker.start (finds its cluster) -> clie
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import secrets
@@ -297,6 +298,7 @@ async def _run_until(node: Node, signalled: asyncio.Event) -> BaseException | No
         try:
             await asyncio.wait([starting, *ends], return_when=asyncio.FIRST_COMPLETED)
             if starting.done() and not starting.exception():
+                _spare_the_collector()
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             starting.cancel()
         finally:
@@ -305,6 +307,14 @@ async def _run_until(node: Node, signalled: asyncio.Event) -> BaseException | No
             await node.stop()
         tasks.cancel()
     return error
+
+
+def _spare_the_collector() -> None:
+    """What is alive now stays alive: the collector need not look at it again and again, nor come
+    after every 700 new objects. (Measured: 3 % of a busy leader's time.)"""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _new_server(
