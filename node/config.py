@@ -129,11 +129,6 @@ class NodeConfig:
     clock_skew_ms_max: int = _number(
         500, "a leader's clock further than this from the nodes' median is not used"
     )
-    hold_ms: int = _number(
-        10_000,
-        "how long a request without a deadline waits for a leader",
-        least=0,
-    )
     grace_ms: int = _number(
         10_000, "how long a stop may take to hand leaderships over and end calls"
     )

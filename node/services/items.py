@@ -43,6 +43,7 @@ class Item:
         "forwarded",
         "in_doubt",
         "is_answered",
+        "number",
         "parts",
         "request",
         "request_id",
@@ -69,6 +70,7 @@ class Item:
         self.begun_at = begun_at
         self.answer = answer
         self.finished = finished
+        self.number = 0  # its place in the lane
         self.attempt = 0
         self.in_doubt = False
         self.is_answered = False

@@ -12,7 +12,7 @@ While nobody leads, batches wait, until their deadline.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -44,7 +44,8 @@ class Lane:
     def __init__(self, lanes: Lanes, group_id: int) -> None:
         self._lanes = lanes
         self._group_id = group_id
-        self._waiting: deque[Item] = deque()
+        self._waiting: OrderedDict[Item, None] = OrderedDict()  # oldest first
+        self._last_number = 0
         self._under_way: dict[Item, Leadership] = {}  # in order of sending, and to whom
         self._back: dict[Item, None] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -57,7 +58,9 @@ class Lane:
 
     def add(self, item: Item) -> None:
         self.budget.take(item.size)
-        self._waiting.append(item)
+        self._last_number += 1
+        item.number = self._last_number
+        self._waiting[item] = None
         self.pump()
 
     def expire(self, item: Item) -> None:
@@ -72,7 +75,7 @@ class Lane:
         self._answer(item, self._lanes.response(item, error))
         sent_to = self._under_way.get(item)
         if sent_to is None:
-            self._lanes.finish(self, item)
+            self._forget(item)
         elif sent_to[0] != self._lanes.places.node_id:
             self._came_back(item)  # that node may never answer
             self.pump()
@@ -91,7 +94,7 @@ class Lane:
                 refused = Refused("OUTCOME_UNKNOWN", str(why), retriable=item.is_repeatable())
             self._answer(item, self._lanes.response(item, refused.error))
             if item not in self._under_way:
-                self._lanes.finish(self, item)
+                self._forget(item)
 
     def drop(self, item: Item) -> None:
         """Nobody waits for the answer any more."""
@@ -101,7 +104,13 @@ class Lane:
                 item.timer.cancel()
                 item.timer = None
             if item not in self._under_way:
-                self._lanes.finish(self, item)
+                self._forget(item)
+
+    def _forget(self, item: Item) -> None:
+        """An answered item that is not under way: nothing of it is kept."""
+        self._waiting.pop(item, None)
+        self._back.pop(item, None)
+        self._lanes.finish(self, item)
 
     # --- sending ---------------------------------------------------------------------------------
 
@@ -112,13 +121,14 @@ class Lane:
         if self._back:
             if self._under_way:
                 return
-            self._waiting.extendleft(reversed(self._back))
+            back = sorted(self._back, key=lambda item: item.number)
+            self._waiting = OrderedDict.fromkeys([*back, *self._waiting])
             self._back.clear()
         while self._waiting:
-            item = self._waiting[0]
-            if not (item.is_answered or self._send(item)):
+            item = next(iter(self._waiting))
+            if not self._send(item):
                 return
-            self._waiting.popleft()
+            self._waiting.pop(item, None)
 
     def _send(self, item: Item) -> bool:
         """False if it has to wait; then `pump` is called again by what it waits for."""

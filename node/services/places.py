@@ -106,7 +106,9 @@ class Places:
     def led_here(self, group_id: int) -> LocalPartition | None:
         """The partition if this node leads it and is ready to serve."""
         local = self._partitions.get(group_id)
-        return local if local is not None and local.replica.leader_term else None
+        if local is None or not (local.group.is_leader and local.replica.leader_term):
+            return None
+        return local
 
     def local(self, group_id: int) -> LocalPartition | None:
         return self._partitions.get(group_id)
