@@ -46,7 +46,8 @@ def run(ctx: click.Context, work: Callable[[Client], Awaitable[T]], *, changes: 
 
 
 def failed(error: QuorumqError, *, changes: bool) -> failures.CommandFailed:
-    violations = "; ".join(f"{name}: {what}" for name, what in error.violations)
+    said = error.message  # mostly names the first one itself
+    violations = "; ".join(f"{name}: {what}" for name, what in error.violations if what not in said)
     message = f"{error.message} ({violations})" if violations else error.message
     code: int | None = None
     if error.reason in _UNAVAILABLE:

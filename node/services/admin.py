@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
-from cluster.controller.access import ControllerAccess
 from cluster.controller.reconciler import AskTransfer
 from cluster.host import Host
 from node.services.admin_cluster import CLUSTER_METHOD, NODE_METHOD, AdminCluster, DiskRoom
@@ -36,14 +35,13 @@ class Admin:
         self,
         *,
         places: Places,
-        controller: ControllerAccess,
+        access: CatalogAccess,
         host: Host,
         offsets: Offsets,
         ask_transfer: AskTransfer,
         disk_room: Callable[[], DiskRoom],
         limits: Mapping[str, int],
     ) -> None:
-        access = CatalogAccess(controller)
         views = PartitionViews(places=places, host=host)
         self._topics = AdminTopics(access=access, places=places, host=host)
         self._metadata = Metadata(access=access, places=places, host=host)

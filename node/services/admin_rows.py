@@ -5,6 +5,7 @@ from __future__ import annotations
 from cluster.controller.model import (
     Operation,
     OperationKind,
+    OperationState,
     Subscription,
     Topic,
 )
@@ -59,7 +60,7 @@ def operation_message(row: Operation) -> pb.Operation:
         version=row.version,
         steps_done=row.steps_done,
         steps_total=row.steps_total,
-        progress=row.progress,
+        progress=row.progress if row.state == OperationState.RUNNING else "",
         started_at_ms=row.started_at_ms,
         node_id=row.node_id,
         topic=row.topic_name,

@@ -96,11 +96,12 @@ class Front:
             wall_ms=host.clock.wall_ms,
             streams_max=options.read_streams_max,
         )
-        self._positions = Positions(places=places, access=CatalogAccess(controller))
+        access = CatalogAccess(controller)
+        self._positions = Positions(places=places, access=access)
         self._admin = Admin(
             host=host,
             places=places,
-            controller=controller,
+            access=access,
             offsets=self._offsets,
             ask_transfer=ask_transfer,
             disk_room=disk_room,
