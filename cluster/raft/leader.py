@@ -81,6 +81,8 @@ def _follow_configuration(state: RaftState) -> None:
         if member not in known:
             progress.recent_active = True  # a full period to answer before it counts as silent
         lead.progress[member] = progress
+    if not state.configuration.is_voter(lead.transferee):
+        lead.transferee = 0  # it was to take over and is being removed
 
 
 def _append(state: RaftState, kind: EntryKind, datas: list[bytes]) -> int:
