@@ -16,7 +16,6 @@ from quorumq.v1 import admin_pb2, errors_pb2, messaging_pb2, records_pb2
 from tests.client_bed.model import Partition, Refused, Topic, plain
 
 HOLD_S = 10.0
-READ_BATCHES_PER_EVENT = 1
 
 
 class LoseConnection(Exception):
@@ -30,6 +29,10 @@ class Faults:
     lose_answers: int = 0  # store, then break the stream instead of answering
     refuse: deque[Refused] = field(default_factory=deque)
     hang: list[str] = field(default_factory=list)  # endpoints that take requests and do nothing
+    draining: list[str] = field(default_factory=list)  # endpoints that send everybody elsewhere
+    statuses: deque[messaging_pb2.PartitionStatus] = field(
+        default_factory=deque
+    )  # of the next Read
     produced: int = 0  # requests that arrived at a leader, repeats included
     reads: int = 0  # Read calls
 
@@ -126,6 +129,7 @@ class ModelNode:
     ) -> messaging_pb2.OpenProducerResponse:
         cluster = self.cluster
         await self._not_hanging()
+        self._not_draining()
         topics = [cluster.topic(name, "") for name in request.topics]
         producer_id, epoch = cluster.names.get(request.name, (0, 0))
         producer_id, epoch = producer_id or cluster.new_producer_id(), epoch + 1
@@ -171,6 +175,7 @@ class ModelNode:
         cluster = self.cluster
         try:
             await self._not_hanging()
+            self._not_draining()
             topic = cluster.topic(request.topic, request.topic_id)
             partition = topic.partitions[request.partition]
             await self._leader(partition)
@@ -202,6 +207,10 @@ class ModelNode:
         while self.endpoint in self.cluster.faults.hang:
             await self.cluster.change()
 
+    def _not_draining(self) -> None:
+        if self.endpoint in self.cluster.faults.draining:
+            raise Refused("NODE_DRAINING", self.endpoint, retriable=True)
+
     # ------------------------------------------------------------------------------------ read
 
     async def read(
@@ -225,7 +234,14 @@ class ModelNode:
                 until[wanted.partition] = wanted.until_offset
             elif not request.follow:
                 until[wanted.partition] = partition.next_offset
+        while cluster.faults.statuses:
+            yield messaging_pb2.ReadResponse(status=cluster.faults.statuses.popleft())
         while at:
+            await self._not_hanging()
+            if self.endpoint in cluster.faults.draining:
+                yield messaging_pb2.ReadResponse(go_away=messaging_pb2.GoAway(deadline_ms=500))
+                await asyncio.sleep(0.5)
+                return
             before = dict(at)
             for number in list(at):
                 for response in self._events(topic, number, at, until):
@@ -349,10 +365,9 @@ class ModelNode:
         topic = self.cluster.topic(request.topic, request.topic_id)
         partition = topic.partitions[request.partition]
         for stored in partition.batches:
-            if stored.base_offset <= request.offset < stored.end:
-                record: records_pb2.Record = plain(stored.batch)[
-                    request.offset - stored.base_offset
-                ]
+            if request.offset in stored.offsets:
+                at = stored.offsets.index(request.offset)
+                record: records_pb2.Record = plain(stored.batch)[at]
                 return admin_pb2.GetRecordResponse(
                     topic_id=topic.topic_id,
                     partition=request.partition,

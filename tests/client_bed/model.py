@@ -4,6 +4,7 @@ with their window, dedup ids, positions. What a quorum would agree on; who leads
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from quorumq.v1 import errors_pb2, messaging_pb2, records_pb2
@@ -38,12 +39,25 @@ class Refused(Exception):
 @dataclass
 class StoredBatch:
     base_offset: int
+    end: int
     append_time_ms: int
     batch: records_pb2.RecordBatch
 
     @property
-    def end(self) -> int:
-        return self.base_offset + self.batch.record_count
+    def offsets(self) -> list[int]:
+        """Of the records that are still there."""
+        deltas = self.batch.offset_deltas or range(self.batch.record_count)
+        return [self.base_offset + delta for delta in deltas]
+
+    def lose(self, gone: Sequence[int]) -> None:
+        """Records that were settled are cut out, the others keep their offsets."""
+        kept = [(at, r) for at, r in zip(self.offsets, plain(self.batch), strict=True)]
+        kept = [(at, record) for at, record in kept if at not in gone]
+        self.batch = records_pb2.RecordBatch(
+            record_count=len(kept),
+            records=records_pb2.RecordList(records=[record for _, record in kept]),
+            offset_deltas=[at - self.base_offset for at, _ in kept],
+        )
 
 
 @dataclass
@@ -68,10 +82,21 @@ class Partition:
 
     def records(self) -> list[tuple[int, records_pb2.Record]]:
         return [
-            (stored.base_offset + i, record)
+            found
             for stored in self.batches
-            for i, record in enumerate(plain(stored.batch))
+            for found in zip(stored.offsets, plain(stored.batch), strict=True)
         ]
+
+    def values(self) -> list[bytes]:
+        return [record.value for _, record in self.records()]
+
+    def trim(self, first: int, *, gone: Sequence[int] = ()) -> None:
+        """Batches wholly below `first` are gone, and the records `gone`."""
+        self.batches = [stored for stored in self.batches if stored.end > first]
+        self.earliest = first
+        for stored in self.batches:
+            if any(stored.base_offset <= at < stored.end for at in gone):
+                stored.lose(gone)
 
     def produce(
         self, request: messaging_pb2.ProduceRequest, now_ms: int
@@ -158,8 +183,8 @@ class Partition:
         base = self.next_offset
         stored = records_pb2.RecordBatch()
         stored.CopyFrom(batch)
-        self.batches.append(StoredBatch(base, now_ms, stored))
         self.next_offset += batch.record_count
+        self.batches.append(StoredBatch(base, self.next_offset, now_ms, stored))
         return base
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+import pytest
 
 import quorumq
 from quorumq.channel import CallFailed, Channel, Kind
@@ -207,6 +208,7 @@ class Bed:
 
 
 Story = Callable[[Bed], Awaitable[None]]
+Run = Callable[[Story], None]
 
 
 def in_process(
@@ -224,6 +226,9 @@ def in_process(
 def over_grpc(story: Story) -> None:
     """Run a story on real connections and real time."""
     asyncio.run(_tell(story, Bed(GrpcWorld(), Random(1))))
+
+
+both_worlds = pytest.mark.parametrize("run", [in_process, over_grpc], ids=["in-process", "grpc"])
 
 
 async def _tell(story: Story, bed: Bed) -> None:

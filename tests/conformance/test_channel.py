@@ -4,7 +4,7 @@ cancellation, broken connections."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
@@ -18,15 +18,7 @@ from quorumq.in_process import Handler
 from quorumq.produce_link import ProduceLink
 from quorumq.v1 import messaging_pb2 as pb
 from tests.client_bed.model import Refused
-from tests.client_bed.worlds import Bed, Story, in_process, over_grpc
-
-Run = Callable[[Story], None]
-
-
-@pytest.fixture(params=[in_process, over_grpc], ids=["in-process", "grpc"])
-def run(request: pytest.FixtureRequest) -> Run:
-    tell: Run = request.param
-    return tell
+from tests.client_bed.worlds import Bed, Run, both_worlds, in_process
 
 
 def _commit(subscription: str) -> pb.CommitRequest:
@@ -53,6 +45,7 @@ async def _produced(requests: Any, call: Any) -> None:
         await call.write(pb.ProduceStreamResponse(produced=answer))
 
 
+@both_worlds
 def test_unary(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed, Handler(methods.COMMIT, _echo))
@@ -65,6 +58,7 @@ def test_unary(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_refusal_keeps_its_reason_and_policy(run: Run) -> None:
     async def refuse(_request: Any, _call: Any) -> Any:
         raise Refused("THROTTLED", "slowly", retriable=True, retry_after_ms=70)
@@ -82,6 +76,7 @@ def test_a_refusal_keeps_its_reason_and_policy(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_call_without_answer_ends_at_its_deadline_with_unknown_outcome(run: Run) -> None:
     remaining: list[float] = []
 
@@ -101,6 +96,7 @@ def test_a_call_without_answer_ends_at_its_deadline_with_unknown_outcome(run: Ru
     run(story)
 
 
+@both_worlds
 def test_a_method_nobody_serves(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed)
@@ -112,6 +108,7 @@ def test_a_method_nobody_serves(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_handlers_bug_is_unknown(run: Run) -> None:
     async def buggy(_request: Any, _call: Any) -> Any:
         raise KeyError("oops")
@@ -126,6 +123,7 @@ def test_a_handlers_bug_is_unknown(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_nobody_there_is_told_before_anything_is_sent(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed, Handler(methods.COMMIT, _echo))
@@ -138,6 +136,7 @@ def test_nobody_there_is_told_before_anything_is_sent(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_server_that_comes_back_is_reached_again(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed, Handler(methods.COMMIT, _echo))
@@ -159,6 +158,7 @@ def test_a_server_that_comes_back_is_reached_again(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_server_stream_in_order_to_its_end(run: Run) -> None:
     async def counting(_request: Any, _call: Any) -> AsyncIterator[pb.ReadResponse]:
         for number in range(300):
@@ -174,6 +174,7 @@ def test_server_stream_in_order_to_its_end(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_stream_that_fails_half_way(run: Run) -> None:
     async def failing(_request: Any, _call: Any) -> AsyncIterator[pb.ReadResponse]:
         yield pb.ReadResponse(heartbeat=pb.Heartbeat(sent_at_ms=1))
@@ -192,6 +193,7 @@ def test_a_stream_that_fails_half_way(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_cancelling_a_stream_reaches_the_handler(run: Run) -> None:
     cancelled = asyncio.Event()
 
@@ -217,6 +219,7 @@ def test_cancelling_a_stream_reaches_the_handler(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_cut_breaks_what_is_under_way(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed, Handler(methods.COMMIT, _never))
@@ -249,6 +252,7 @@ def _link(channel: Channel, **options: Any) -> ProduceLink[Any, pb.ProduceStream
     )
 
 
+@both_worlds
 def test_a_link_matches_answers_in_any_order(run: Run) -> None:
     async def backwards(requests: Any, call: Any) -> None:
         held = []
@@ -276,6 +280,7 @@ def test_a_link_matches_answers_in_any_order(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_broken_link_tells_what_was_certainly_not_sent(run: Run) -> None:
     async def story(bed: Bed) -> None:
         ends: list[QuorumqError] = []
@@ -304,6 +309,7 @@ def test_a_broken_link_tells_what_was_certainly_not_sent(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_link_fails_what_is_outstanding_in_order(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed, Handler(methods.PRODUCE_STREAM, _never))
@@ -322,6 +328,7 @@ def test_a_link_fails_what_is_outstanding_in_order(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_a_link_is_bounded(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed, Handler(methods.PRODUCE_STREAM, _produced))
@@ -342,6 +349,7 @@ def test_a_link_is_bounded(run: Run) -> None:
     run(story)
 
 
+@both_worlds
 def test_an_answer_nobody_asked_for_breaks_the_link(run: Run) -> None:
     async def inventing(requests: Any, call: Any) -> None:
         async for _ in requests:

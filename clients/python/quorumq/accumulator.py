@@ -11,7 +11,7 @@ import asyncio
 from quorumq.batching import Batch
 from quorumq.connection import Connection, TopicRoute
 from quorumq.delivery import Delivery
-from quorumq.errors import InvalidRequest, RecordTooLarge
+from quorumq.errors import PartitionNotFound, RecordTooLarge
 from quorumq.partition_queue import PartitionQueue
 from quorumq.partitioner import partition_of
 from quorumq.wire import varint
@@ -56,7 +56,7 @@ class Accumulator:
 
     def queue(self, partition: int) -> PartitionQueue:
         if not 0 <= partition < len(self.queues):
-            raise InvalidRequest(f"topic {self._route.name} has no partition {partition}")
+            raise PartitionNotFound(f"topic {self._route.name} has no partition {partition}")
         return self.queues[partition]
 
     def queue_by_id(

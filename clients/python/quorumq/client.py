@@ -11,6 +11,7 @@ from typing import Self
 from quorumq.admin import Admin
 from quorumq.channel import Channel, ChannelFactory
 from quorumq.connection import Connection
+from quorumq.errors import QuorumqError, Unavailable
 from quorumq.producer import BATCH_BYTES_MAX, BUFFER_BYTES_MAX, Producer
 from quorumq.reader import Reader, Start
 
@@ -96,15 +97,17 @@ class Client:
     async def close(self) -> None:
         """Flush and close the producers, close the readers and all connections. Raises the first
         error of a producer, as its `close` does, after everything is closed."""
+        failed: QuorumqError | None = None
         try:
             for producer in self._producers:
-                await producer.close()
+                try:
+                    await producer.close()
+                except QuorumqError as error:
+                    failed = failed or error
         finally:
-            for producer in self._producers:
-                producer.abort()
-            for reader in self._readers:
-                await reader.close()
-            await self.connection.close()
+            await self._end()
+        if failed is not None:
+            raise failed
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,11 +118,19 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """`close`; when the block raised, producers are aborted, not flushed."""
-        if kind is not None:
-            for producer in self._producers:
-                producer.abort()
-        await self.close()
+        """`close`; when the block raised, producers are aborted, not flushed, and the block's error
+        is the only one."""
+        if kind is None:
+            await self.close()
+        else:
+            await self._end()
+
+    async def _end(self) -> None:
+        for producer in self._producers:
+            producer.abort()
+        for reader in self._readers:
+            await reader.close()
+        await self.connection.close()
 
 
 async def connect(
@@ -142,9 +153,12 @@ async def connect(
     connection = Connection(endpoints, channels=channels or _grpc, rng=rng or Random())
     try:
         await connection.metadata([], timeout_s=timeout_ms / 1000)
-    except BaseException:
+    except BaseException as error:
         await asyncio.shield(connection.close())
-        raise
+        if not isinstance(error, QuorumqError) or not (error.retriable or not error.outcome_known):
+            raise
+        asked = ", ".join(endpoints)
+        raise Unavailable(f"none of {asked} answered within {timeout_ms} ms: {error}") from None
     return Client(connection)
 
 

@@ -262,10 +262,8 @@ class Connection:
         return backoff_s(failures, self.rng)
 
     async def topic(self, name: str, *, timeout_s: float) -> TopicRoute:
-        """What is known of a topic, asked for if nothing is. Raises TopicNotFound."""
-        route = self._routes.get(name)
-        if route is not None:
-            return route
+        """The topic as it is now: a producer or reader that begins must not be sent to one that was
+        deleted since. Those of the same topic share what is learned. Raises TopicNotFound."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
@@ -279,9 +277,11 @@ class Connection:
             if loop.time() >= deadline or not (young or error.retriable):
                 raise error
             await asyncio.sleep(BACKOFF_S_MIN)
-        route = self._routes.get(name)  # somebody else may have asked meanwhile
+        route = self._routes.get(name)
         if route is None or route.topic_id != topic.topic_id:
             route = self._routes[name] = TopicRoute(topic)
+        else:
+            route.update(topic)
         return route
 
     def created(self, name: str) -> None:

@@ -136,7 +136,8 @@ class Delivery:
         link = queue.link
         leader = self._connection.leader_node(self._route, queue.partition)
         if link is not None and link.alive:
-            if leader is None or leader.endpoint == link.endpoint:
+            leads = leader is None or leader.endpoint == link.endpoint
+            if leads and self._connection.node(link.endpoint).usable(now):
                 return link
             if queue.sent:
                 return None  # on two links at once they could overtake each other
@@ -150,7 +151,13 @@ class Delivery:
 
     def _pause(self, queue: PartitionQueue, seconds: float) -> None:
         queue.retry_at = self._loop.time() + seconds
-        self._loop.call_at(queue.retry_at, self.offer, queue)
+        self._loop.call_at(queue.retry_at, self._resume, queue, queue.retry_at)
+
+    def _resume(self, queue: PartitionQueue, paused_until: float) -> None:
+        """Timers may come a little early: what ends the pause is this call, not the clock."""
+        if queue.retry_at == paused_until:
+            queue.retry_at = 0.0
+        self.offer(queue)
 
     # ------------------------------------------------------------------------------------- answers
 
@@ -214,7 +221,7 @@ class Delivery:
         """Whether what is missing before the batch is on its way again: something before it was
         refused or lost, and those behind were refused because of that.
 
-        If nothing is missing as far as we know, the answer may be an older one than what was
+        If nothing is missing as far as we know, the answer may be older than what another link
         acknowledged since; a few times that is believed. After that the partition has lost what it
         acknowledged, or has something of ours that we do not know of."""
         expected = error.expected_sequence
@@ -224,7 +231,7 @@ class Delivery:
         if any(earlier.base_sequence == expected for earlier in outstanding):
             return True
         batch.queue.stale_gaps += 1
-        return batch.queue.stale_gaps <= STALE_GAPS_MAX and batch is not outstanding[0]
+        return batch.queue.stale_gaps <= STALE_GAPS_MAX
 
     def _retry(self, batch: Batch, error: QuorumqError) -> None:
         """Certainly not stored, or harmless to repeat: once more, after a while."""
@@ -233,7 +240,6 @@ class Delivery:
         batch.refusals += 1
         if error.reason == "NODE_DRAINING" and queue.link is not None:
             self._connection.node(queue.link.endpoint).avoid(DRAINING_AVOIDED_S)
-            queue.link = None
             return
         if error.reason == "NOT_LEADER" and error.leader is not None and batch.refusals < 3:
             return

@@ -228,6 +228,7 @@ class InternalError(QuorumqError):
 
 
 _BY_REASON: dict[str, type[QuorumqError]] = {
+    "UNSPECIFIED": OutcomeUnknown,
     "NO_LEADER": Unavailable,
     "NODE_DRAINING": Unavailable,
     "DISK_FULL": Unavailable,
@@ -302,7 +303,8 @@ def from_message(error: pb.Error) -> QuorumqError:
 
 def from_status(code: grpc.StatusCode, details: str, trailers: Metadata) -> QuorumqError:
     """The exception of a failed call: from the Error in its status details, else from the
-    quorumq-* trailers, else from the code alone, and then the outcome is unknown."""
+    quorumq-* trailers, else from the code alone: then nothing is retriable, and the outcome is
+    known only where the code leaves no doubt."""
     values = {name: value for name, value in trailers}
     packed = values.get("grpc-status-details-bin")
     if isinstance(packed, bytes) and (error := _packed_error(packed)) is not None:

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from quorumq import methods
 from quorumq.channel import CallFailed, ResponseStream
 from quorumq.connection import CONNECT_TIMEOUT_S, Connection, Node, TopicRoute, backoff_s
-from quorumq.errors import ConnectionLost, QuorumqError, Unreachable, from_message, from_status
+from quorumq.errors import (
+    Closed,
+    ConnectionLost,
+    Corrupt,
+    FeatureNotEnabled,
+    QuorumqError,
+    Unreachable,
+    from_message,
+    from_status,
+)
 from quorumq.records import ReadBatch
 from quorumq.tasks import Tasks
 from quorumq.v1 import messaging_pb2, records_pb2
@@ -62,14 +71,17 @@ class Fetcher:
         self._changed: list[asyncio.Future[None]] = []
         self._failing_since: float | None = None
         self._failures = 0
+        self._closed = False
         self._tasks = Tasks(self._task_failed)
 
     def start(self) -> None:
         self._assign([number for number, at in self._positions.items() if not at.ended])
 
     async def next_event(self) -> Event | None:
-        """None: all partitions have ended and nothing is left."""
+        """None: all partitions have ended and nothing is left. Raises Closed after `close`."""
         while not self._events:
+            if self._closed:
+                raise Closed(f"the reader of {self._route.name} is closed")
             if all(at.ended for at in self._positions.values()):
                 return None
             await self._change()
@@ -82,6 +94,8 @@ class Fetcher:
         return self._positions[partition].next_offset
 
     async def close(self) -> None:
+        self._closed = True
+        self._tell()
         await self._tasks.close()
 
     # ------------------------------------------------------------------------------------- streams
@@ -190,7 +204,12 @@ class Fetcher:
         if delivery.base_offset < at.next_offset or (
             at.until is not None and delivery.next_offset > at.until
         ):
-            batch.cut(at.next_offset, at.until)
+            try:
+                batch.cut(at.next_offset, at.until)
+            except (Corrupt, FeatureNotEnabled) as error:  # of this batch: it is skipped
+                at.next_offset = delivery.next_offset
+                self._put(error, 0)
+                return
         at.next_offset = batch.next_offset
         self._put(batch, delivery.ByteSize())
 

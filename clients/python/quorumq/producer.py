@@ -14,7 +14,7 @@ from typing import Self
 from zlib import crc32
 
 from quorumq.accumulator import Accumulator
-from quorumq.batching import Batch, RecordFuture
+from quorumq.batching import RECORDS_MAX, Batch, RecordFuture
 from quorumq.connection import Connection
 from quorumq.delivery import Delivery
 from quorumq.errors import BufferFull, Closed, InvalidRequest, ProducerFailed, QuorumqError
@@ -25,9 +25,10 @@ from quorumq.v1 import records_pb2
 from quorumq.wire import framed_record, keyed_heads, plain_head
 
 BATCH_BYTES_MAX = 256 * 1024
-# A record has at least 4 bytes in a batch, and a batch at most 100,000 of them: with this ceiling
+# A record counts at least 4 bytes, and a batch holds at most 100,000 of them: with this ceiling
 # nobody needs to count. A single larger record makes a batch of its own.
-BATCH_BYTES_CEILING = 400_000
+RECORD_BYTES_MIN = 4  # of one that is not just empty
+BATCH_BYTES_CEILING = RECORD_BYTES_MIN * RECORDS_MAX
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
 UNREAD_MAX = 1000  # failed batches kept for flush to report
 
@@ -85,10 +86,12 @@ class Producer:
     # -------------------------------------------------------------------------------- lifecycle
 
     async def start(self) -> Self:
-        """Learn where the topic is and open the identity. Returns itself. Raises TopicNotFound,
-        Unavailable, InvalidRequest (a bad name)."""
-        if self._accumulator is not None or self._refusal is not None:
-            raise RuntimeError("a producer is started once")
+        """Learn where the topic is and open the identity; nothing if that was done. Returns itself.
+        Raises TopicNotFound, Unavailable, InvalidRequest (a bad name), Closed."""
+        if self._refusal is not None:
+            raise self._no_room()
+        if self._accumulator is not None:
+            return self
         connection, timeout_s = self._connection, self._open_timeout_s
         route = await connection.topic(self.topic, timeout_s=timeout_s)
         if self._idempotent:
@@ -178,8 +181,8 @@ class Producer:
         partition stores it. `dedup_id`: not stored if the partition has stored this id not long
         ago, whoever sent it; such records are in no order with others.
 
-        Raises BufferFull (await `ready()` then), RecordTooLarge, InvalidRequest, Closed, or
-        ProducerFailed once the identity no longer works. Then the record is not sent."""
+        Raises BufferFull (await `ready()` then), RecordTooLarge, PartitionNotFound, InvalidRequest,
+        Closed, or ProducerFailed once the identity no longer works. Then the record is not sent."""
         to = self._accumulator
         if to is None or to.room <= 0:
             raise self._no_room()
@@ -310,7 +313,7 @@ class Producer:
             sticky = to.sticky
             queue = (sticky if sticky and sticky.is_open else to.next_sticky()).queue
         framed = framed_record(record.SerializeToString())
-        size = len(framed)
+        size = max(len(framed), RECORD_BYTES_MIN)
         batch = queue.open or to.begin(queue)
         if size > to.record_size_max or batch.size + size > to.batch_bytes_max:
             batch = to.next_batch(batch, size, is_sticky=is_sticky)
@@ -328,15 +331,14 @@ class Producer:
         to = self._accumulator
         assert to is not None
         to.done(batch)
-        if (batch.error is not None or batch.results) and len(self._unread) < UNREAD_MAX:
+        if len(self._unread) < UNREAD_MAX and batch.first_error() is not None:
             self._unread.append(batch)
         if self._room_waiters and 2 * to.room >= self._buffer_bytes_max:
             self._wake_room_waiters()
 
     def _failed(self, error: QuorumqError) -> None:
-        self._stop(
-            ProducerFailed(f"the producer of {self.topic} failed: {error}", reason=error.reason)
-        )
+        kind = type(error) if isinstance(error, ProducerFailed) else ProducerFailed
+        self._stop(kind(f"the producer of {self.topic} failed: {error}", reason=error.reason))
 
     def _stop(self, refusal: QuorumqError) -> None:
         """Take no more records. The first reason stays."""

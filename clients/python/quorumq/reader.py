@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Self
 
 from quorumq import methods
 from quorumq.connection import Connection, TopicRoute
-from quorumq.errors import Closed, PartitionNotFound, QuorumqError, from_message
+from quorumq.errors import Closed, OffsetOutOfRange, PartitionNotFound, QuorumqError, from_message
 from quorumq.fetching import Fetcher, FetchPosition
 from quorumq.records import ReadBatch, Record
 from quorumq.v1 import admin_pb2, messaging_pb2
@@ -52,6 +52,9 @@ class Reader:
         self.topic = topic
         self.closed = False
         self._connection = connection
+        given = list(start.values()) if isinstance(start, Mapping) else [start]
+        if any(isinstance(at, int) and at < 0 for at in given):
+            raise ValueError(f"offsets begin at 0: start={start!r}")
         self._start = start
         self._wanted = partitions
         self._follow = follow
@@ -68,7 +71,8 @@ class Reader:
 
     async def start(self) -> Self:
         """Find out where to begin and, without `follow`, where to end. Iterating does it if need
-        be. Returns itself. Raises TopicNotFound, PartitionNotFound, Unavailable."""
+        be. Returns itself. Raises TopicNotFound, PartitionNotFound, OffsetOutOfRange (without
+        `follow`; with it, iterating does), Unavailable."""
         if self._fetcher is not None or self.closed:
             return self
         route = await self._connection.topic(self.topic, timeout_s=self._timeout_s)
@@ -82,6 +86,11 @@ class Reader:
         ends: dict[int, int] = {}
         if not self._follow:
             ends = await self._offsets(route, dict.fromkeys(wanted, "latest"))
+            for partition, end in ends.items():
+                if begins[partition] > end:
+                    raise OffsetOutOfRange(
+                        f"partition {partition}: start is {begins[partition]}, the end {end}"
+                    )
         self._route = route
         self._positions = dict(begins)
         self._fetcher = Fetcher(
@@ -203,7 +212,8 @@ class Reader:
             self._batch = None
 
     async def _offsets(self, route: TopicRoute, starts: Mapping[int, Start]) -> dict[int, int]:
-        """By partition. Offsets given are taken as they are: a node tells when they are wrong."""
+        """By partition. Offsets given are taken as they are: a node tells when they are beyond the
+        end."""
         asked = [(p, start) for p, start in starts.items() if not isinstance(start, int)]
         found = {p: start for p, start in starts.items() if isinstance(start, int)}
         if asked:
@@ -260,4 +270,4 @@ def offset_query(partition: int, start: Start) -> admin_pb2.OffsetQuery:
 
 
 def _fetch_position(begin: int, end: int | None) -> FetchPosition:
-    return FetchPosition(begin, end, ended=end is not None and begin >= end)
+    return FetchPosition(begin, end, ended=begin == end)
