@@ -8,18 +8,25 @@ from random import Random
 
 import pytest
 
-from cluster.interfaces import CheckpointMeta, CorruptEntry
+from cluster.interfaces import CheckpointMeta
 from cluster.raft.configuration import Configuration
 from cluster.raft.errors import Compacted
-from cluster.raft.messages import Entry, EntryKind, HardState
+from cluster.raft.messages import HardState
 from node.storage import keys
 from node.storage.raft_log import RaftLog
 from node.storage.tail_cache import TailBudget
+from tests.conformance.log_bed import (
+    BIG,
+    GROUP,
+    TINY,
+    append,
+    compact,
+    configuration_entry,
+    contents,
+    entry_key,
+    opened,
+)
 from tests.conformance.storage_rigs import RIGS, MemoryRig, Rig, command, commands
-
-GROUP = 7
-BIG = 1 << 30
-TINY = 1  # a budget that keeps nothing but what is not written
 
 
 @pytest.fixture(params=RIGS, ids=lambda rig: rig.name)
@@ -27,47 +34,6 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     made: Rig = request.param(tmp_path)
     yield made
     made.close()
-
-
-def opened(rig: Rig) -> RaftLog:
-    return RaftLog(rig.engine, GROUP)
-
-
-def append(rig: Rig, log: RaftLog, entries: list[Entry]) -> None:
-    batch = rig.engine.new_batch()
-    log.append(batch, entries)
-    rig.engine.write(batch)
-
-
-def compact(rig: Rig, log: RaftLog, index: int) -> None:
-    batch = rig.engine.new_batch()
-    log.compact(batch, index)
-    rig.engine.write(batch)
-
-
-def configuration_entry(index: int, term: int, configuration: Configuration) -> Entry:
-    return Entry.create(
-        index=index, term=term, kind=EntryKind.CONFIGURATION, data=configuration.encode()
-    )
-
-
-def contents(log: RaftLog) -> tuple[object, ...]:
-    """What must be the same after the log was opened again."""
-    first, last = log.first_index, log.last_index
-    return (
-        first,
-        last,
-        [log.term(index) for index in range(first - 1, last + 1)],
-        log.entries(first, last, BIG) if first <= last else [],
-        list(log.configurations),
-        log.hard_state,
-        log.staged_index,
-        [log.entry(index) for index in range(1, first)],
-    )
-
-
-def entry_key(index: int, generation: int = 0) -> bytes:
-    return keys.index_key(keys.entry_prefix(GROUP, generation), index)
 
 
 def test_an_empty_log(rig: Rig) -> None:
@@ -397,95 +363,6 @@ def test_drop_leaves_nothing_of_the_group_and_all_of_its_neighbours(rig: Rig) ->
     assert opened(rig).last_index == 0
     reopened = [contents(RaftLog(rig.engine, group)) for group in (GROUP - 1, GROUP + 1)]
     assert reopened == neighbours
-
-
-def damaged(rig: Rig, key: bytes, bit: int) -> None:
-    row = rig.engine.get(key)
-    assert row is not None
-    changed = bytearray(row)
-    changed[bit // 8 % len(changed)] ^= 1 << bit % 8
-    batch = rig.engine.new_batch()
-    batch.put(key, bytes(changed))
-    rig.engine.write(batch)
-
-
-@pytest.mark.parametrize("bit", [0, 9, 40, 13 * 8, 20 * 8 + 3])
-def test_R14_a_flipped_bit_in_the_tail_is_noticed_at_open_and_on_every_read(
-    rig: Rig, bit: int
-) -> None:
-    log = RaftLog(rig.engine, GROUP, TailBudget(TINY))
-    append(rig, log, commands(1, 10))
-    append(rig, log, commands(11, 11))
-    damaged(rig, entry_key(4), bit)
-    with pytest.raises(CorruptEntry, match="4"):
-        log.entries(1, 11, BIG)
-    with pytest.raises(CorruptEntry, match="4"):
-        log.entry(4)
-    assert log.entries(5, 11, BIG) == commands(5, 11)
-    with pytest.raises(CorruptEntry, match="4"):
-        opened(rig)
-    batch = rig.engine.new_batch()
-    log.repair(batch, command(4))
-    rig.engine.write(batch)
-    assert opened(rig).entries(1, 11, BIG) == commands(1, 11)
-
-
-def test_R14_a_flipped_bit_in_the_history_is_found_by_its_reader(rig: Rig) -> None:
-    log = RaftLog(rig.engine, GROUP, TailBudget(TINY))
-    append(rig, log, commands(1, 10))
-    append(rig, log, commands(11, 11))
-    compact(rig, log, 8)
-    damaged(rig, entry_key(4), 150)
-    reopened = opened(rig)
-    with pytest.raises(CorruptEntry):
-        reopened.entry(4)
-    snapshot = rig.engine.snapshot()
-    with pytest.raises(CorruptEntry):
-        reopened.entry(4, snapshot)
-    snapshot.close()
-
-
-@pytest.mark.parametrize("missing", [1, 5, 10])
-def test_R14_a_hole_in_the_tail_is_noticed_at_open(rig: Rig, missing: int) -> None:
-    log = opened(rig)
-    append(rig, log, commands(1, 10))
-    batch = rig.engine.new_batch()
-    batch.delete(entry_key(missing))
-    rig.engine.write(batch)
-    with pytest.raises(CorruptEntry):
-        opened(rig)
-
-
-def test_R14_two_entries_that_changed_places_are_noticed(rig: Rig) -> None:
-    log = opened(rig)
-    append(rig, log, commands(1, 10))
-    rows = [rig.engine.get(entry_key(index)) for index in (4, 5)]
-    batch = rig.engine.new_batch()
-    for index, row in zip((5, 4), rows, strict=True):
-        assert row is not None
-        batch.put(entry_key(index), row)
-    rig.engine.write(batch)
-    with pytest.raises(CorruptEntry):
-        opened(rig)
-
-
-@pytest.mark.parametrize("kind", [keys.LOG_META, keys.LAST_INDEX, keys.HARD_STATE])
-def test_R14_a_flipped_bit_in_a_small_row_is_noticed_at_open(rig: Rig, kind: bytes) -> None:
-    log = opened(rig)
-    append(rig, log, [*commands(1, 9), configuration_entry(10, 1, Configuration.of([1]))])
-    batch = rig.engine.new_batch()
-    log.compact(batch, 3)
-    log.put_hard_state(batch, HardState(1, 2, 3))
-    rig.engine.write(batch)
-    key = keys.group_key(GROUP, kind)
-    row = rig.engine.get(key)
-    assert row is not None
-    for bit in range(8 * len(row)):
-        damaged(rig, key, bit)
-        with pytest.raises(CorruptEntry):
-            opened(rig)
-        damaged(rig, key, bit)
-    assert contents(opened(rig)) == contents(log)
 
 
 def test_an_append_that_leaves_a_gap_or_touches_what_is_compacted_is_a_bug(rig: Rig) -> None:

@@ -24,7 +24,7 @@ def test_story(path: Path) -> None:
 
 
 def test_there_are_stories() -> None:
-    assert len(STORIES) >= 30
+    assert len(STORIES) >= 5
 
 
 def test_a_changed_recording_is_noticed(tmp_path: Path) -> None:
