@@ -362,7 +362,7 @@ class Host:
                 self.peers.node_of(member) == node_id for member in group.configuration.members()
             ):
                 if gone and self.peers.node_of(group.core.leader_id) == node_id:
-                    group.core.leader_lost()
+                    group.core.leader_lost(rank=_rank(group))
                 else:
                     group.core.wake()
                 self._awake[group.group_id] = group
@@ -390,7 +390,9 @@ class Host:
         self.peers.resend_leads(node_id)
 
     def peer_lost(self, node_id: int) -> None:
-        """What was sent last may be lost: replicate to that node step by step again."""
+        """What was sent last may be lost: replicate to that node step by step again. And the node
+        may be dead: if it does not come back soon, it counts as gone."""
+        self.peers.connection_lost(node_id)
         for group in self._awake.values():
             for member, progress in group.core.progress.items():
                 if progress.inflight and self.peers.node_of(member) == node_id:
@@ -404,3 +406,12 @@ class Host:
             raise PeerError("NOT_FOUND", f"replica {request.from_replica} is not here")
         async for chunk in self._server.serve(group, request):
             yield chunk
+
+
+def _rank(group: Group) -> int:
+    """This voter's turn among those that are left when the leader is gone. The group's number
+    turns the order, so that what one node led is spread over all others."""
+    left = sorted(v for v in group.configuration.voters if v != group.core.leader_id)
+    if group.replica_id not in left:
+        return len(left)
+    return (left.index(group.replica_id) + group.group_id) % len(left)

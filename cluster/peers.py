@@ -10,6 +10,8 @@ from statistics import median
 
 from cluster.interfaces import NodeBeat, Peer
 
+RECONNECT_TICKS = 3
+
 
 class PeerState:
     """What was heard of one node. `silent_ticks` counts ticks that a running loop saw."""
@@ -64,6 +66,13 @@ class Peers:
             if beat.leads is not None:
                 self._take_leads(peer.node_id, beat.leads)
         return news
+
+    def connection_lost(self, node_id: int) -> None:
+        """Its process may have ended. A network that only hiccuped is connected again before
+        RECONNECT_TICKS are over."""
+        state = self._nodes.get(node_id)
+        if state is not None and state.alive:
+            state.silent_ticks = max(state.silent_ticks, self.silence_ticks - RECONNECT_TICKS)
 
     def tick(self) -> list[int]:
         """One tick passed: the nodes that count as gone from now on."""

@@ -204,13 +204,18 @@ class RaftCore:
         """A node that this group counts on may be gone: start the clocks again (rule R20)."""
         self.state.wake()
 
-    def leader_lost(self) -> None:
-        """The leader's node has been silent for an election timeout: no lease of its counts any
-        more, and this replica campaigns after the random rest of its own timeout."""
+    def leader_lost(self, *, rank: int = 0) -> None:
+        """The leader's node is gone: no lease of its counts any more. The voters that are left
+        campaign one after the other, in the order of their `rank` (0 is first), each with a random
+        rest of its own: a full random timeout would take longer and split votes more often."""
         state = self.state
         state.wake()
         if state.role is Role.FOLLOWER:
-            state.election_elapsed = max(state.election_elapsed, state.options.election_ticks)
+            ticks = state.options.election_ticks
+            turn = max(1, ticks // 4)
+            wait = rank * turn + state.random.randrange(0, turn)
+            state.election_elapsed = max(state.election_elapsed, ticks)
+            state.election_timeout = min(state.election_timeout, ticks + wait)
 
     def unreachable(self, replica_id: int) -> None:
         if self.state.role is Role.LEADER:

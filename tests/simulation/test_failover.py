@@ -1,0 +1,84 @@
+"""How long partitions are without a leader when a node ends: virtual time, so figures are exact."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+import pytest
+
+from tests.simulation.cluster import SimCluster
+from tests.simulation.loop import run_simulation
+
+PARTITIONS = 100
+
+
+async def led_by(cluster: SimCluster, groups: tuple[int, ...]) -> dict[int, int]:
+    """The node that leads each group; waits until each is led."""
+    await cluster.until(lambda: all(cluster.leader(g) for g in groups), "leaders of all groups")
+    found = {}
+    for group_id in groups:
+        local = cluster.leader(group_id)
+        assert local is not None
+        found[group_id] = cluster.brokers()[0].host.peers.node_of(local.group.replica_id)
+    return found
+
+
+async def time_without_leader(cluster: SimCluster, *, vanish: bool) -> tuple[float, float]:
+    """Seconds until half, and until all, of a lost node's groups are led by others."""
+    await cluster.create_topic("default/t", partitions=PARTITIONS)
+    row = cluster.brokers()[0].controller.catalog.topic_by_name("default/t")
+    assert row is not None
+    leaders = await led_by(cluster, row.group_ids)
+    await asyncio.sleep(5.0)
+    leaders = await led_by(cluster, row.group_ids)
+    victim = cluster.random.choice(sorted(set(leaders.values())))
+    lost = [group_id for group_id, node_id in leaders.items() if node_id == victim]
+    assert len(lost) > PARTITIONS // 6, f"{len(lost)} led by node {victim}"
+    if vanish:
+        cluster.network.isolate(victim, cluster.nodes)
+    else:
+        await cluster.nodes[victim].crash()
+    loop = asyncio.get_running_loop()
+    begun, times = loop.time(), dict[int, float]()
+
+    def led_again() -> bool:
+        for broker in cluster.brokers():
+            if broker.me.node_id == victim:
+                continue
+            for group_id in lost:
+                local = broker.partitions.get(group_id)
+                if group_id not in times and local is not None and local.group.is_leader:
+                    times[group_id] = loop.time() - begun
+        return len(times) == len(lost)
+
+    await cluster.until(led_again, "new leaders")
+    took = sorted(times.values())
+    return took[len(took) // 2], took[-1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_node_is_replaced_soon(seed: int) -> None:
+    async def story(random: Random) -> None:
+        cluster = SimCluster(random)
+        await cluster.start()
+        half, whole = await time_without_leader(cluster, vanish=False)
+        assert half < 0.4, f"half of the groups were without a leader for {half:.3f} s"
+        assert whole < 1.2, f"a group was without a leader for {whole:.3f} s"
+        await cluster.close()
+
+    run_simulation(story, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_node_that_falls_silent_is_replaced_after_an_election_timeout(seed: int) -> None:
+    async def story(random: Random) -> None:
+        cluster = SimCluster(random)
+        await cluster.start()
+        half, whole = await time_without_leader(cluster, vanish=True)
+        assert half < 0.8, f"half of the groups were without a leader for {half:.3f} s"
+        assert whole < 1.6, f"a group was without a leader for {whole:.3f} s"
+        cluster.network.heal()
+        await cluster.close()
+
+    run_simulation(story, seed=seed)
