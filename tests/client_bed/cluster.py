@@ -27,6 +27,7 @@ class Faults:
     """What happens to the next produce requests, first in first out."""
 
     lose_answers: int = 0  # store, then break the stream instead of answering
+    lose_calls: int = 0  # the same for unary calls that change topics
     refuse: deque[Refused] = field(default_factory=deque)
     hang: list[str] = field(default_factory=list)  # endpoints that take requests and do nothing
     draining: list[str] = field(default_factory=list)  # endpoints that send everybody elsewhere
@@ -34,7 +35,9 @@ class Faults:
         default_factory=deque
     )  # of the next Read
     produced: int = 0  # requests that arrived at a leader, repeats included
+    forwarded: int = 0  # of them, those that came to another node first
     reads: int = 0  # Read calls
+    deliveries: int = 0  # of all of them
 
 
 class ModelCluster:
@@ -180,6 +183,7 @@ class ModelNode:
             partition = topic.partitions[request.partition]
             await self._leader(partition)
             cluster.faults.produced += 1
+            cluster.faults.forwarded += partition.leader != self.endpoint
             if cluster.faults.refuse:
                 raise cluster.faults.refuse.popleft()
             answer = partition.produce(request, cluster.now_ms)
@@ -261,6 +265,7 @@ class ModelNode:
         if stored is None:
             return []
         at[number] = stored.end
+        self.cluster.faults.deliveries += 1
         delivery = messaging_pb2.Delivery(
             partition=number,
             base_offset=stored.base_offset,
@@ -307,6 +312,7 @@ class ModelNode:
         topic = self.cluster.topics[request.name]
         if len(topic.partitions) != (request.config.partitions or 1):
             raise Refused("ALREADY_EXISTS", request.name)
+        self._lose_call()
         info = admin_pb2.TopicInfo(name=topic.name, topic_id=topic.topic_id)
         return admin_pb2.CreateTopicResponse(topic=info, already_existed=existed)
 
@@ -315,7 +321,13 @@ class ModelNode:
     ) -> admin_pb2.DeleteTopicResponse:
         topic = self.cluster.topic(request.name, request.topic_id)
         del self.cluster.topics[request.name]
+        self._lose_call()
         return admin_pb2.DeleteTopicResponse(topic_id=topic.topic_id)
+
+    def _lose_call(self) -> None:
+        if self.cluster.faults.lose_calls:
+            self.cluster.faults.lose_calls -= 1
+            raise LoseConnection
 
     async def get_metadata(
         self, request: admin_pb2.GetMetadataRequest, _call: Any

@@ -126,6 +126,8 @@ class Closed(_KnownError):
 
 
 class StalePartitions(_KnownError):
+    """The keys were partitioned by an older slot map than the topic's."""
+
     reason = "STALE_PARTITIONS"
     retriable = True
 
@@ -166,6 +168,8 @@ class TopicReplaced(FailedPrecondition):
 
 
 class ExpectedOffset(FailedPrecondition):
+    """Compare and append: something else was appended meanwhile; `metadata` has next_offset."""
+
     reason = "EXPECTED_OFFSET"
 
 
@@ -176,6 +180,8 @@ class SessionLost(FailedPrecondition):
 
 
 class AlreadyExists(_KnownError):
+    """The name or node id is taken, with other settings than the ones given."""
+
     reason = "ALREADY_EXISTS"
 
 
@@ -186,18 +192,26 @@ class NotFound(_KnownError):
 
 
 class TopicNotFound(NotFound):
+    """No such topic."""
+
     reason = "TOPIC_NOT_FOUND"
 
 
 class PartitionNotFound(NotFound):
+    """The topic has no such partition."""
+
     reason = "PARTITION_NOT_FOUND"
 
 
 class RecordNotFound(NotFound):
+    """The record was there and is gone: trimmed, or settled by all."""
+
     reason = "RECORD_NOT_FOUND"
 
 
 class OffsetOutOfRange(_KnownError):
+    """Above the partition's next offset; `metadata` has earliest and latest."""
+
     reason = "OFFSET_OUT_OF_RANGE"
 
 
@@ -208,10 +222,14 @@ class InvalidRequest(_KnownError):
 
 
 class RecordTooLarge(InvalidRequest):
+    """Above the topic's record_bytes_max, or what the reader takes."""
+
     reason = "RECORD_TOO_LARGE"
 
 
 class FeatureNotEnabled(_KnownError):
+    """This cluster or topic does not support it; `metadata` has the feature."""
+
     reason = "FEATURE_NOT_ENABLED"
 
 
