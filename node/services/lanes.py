@@ -312,9 +312,6 @@ class Lane:
                 self._in_doubt(item, response.error.message)
             else:
                 response.request_id = item.request_id
-                leader = self._lanes.places.leader(self._group_id)
-                if leader is not None:
-                    response.leader.CopyFrom(leader)
                 self._done(item, response)
         self.pump()
         self._lanes.forget_if_idle(self._group_id, self)
@@ -391,10 +388,14 @@ class Lanes:
         )
         if error.HasField("expected_sequence"):
             response.expected_sequence = error.expected_sequence
+        self._tell_leader(item, response)
+        return response
+
+    def _tell_leader(self, item: Item, response: wire.ProduceResponse) -> None:
+        """Always: a client that came here because the former leader is dead must not go back."""
         leader = self.places.leader(item.topic.group_ids[item.request.partition])
         if leader is not None:
             response.leader.CopyFrom(leader)
-        return response
 
     def stored(self, item: Item) -> wire.ProduceResponse:
         """All parts have their outcome."""
@@ -406,6 +407,7 @@ class Lanes:
             request_id=item.request_id, partition=item.request.partition, duplicate=True
         )
         self._count(item)
+        self._tell_leader(item, response)
         for part in item.parts:
             outcome = part.outcome
             response.record_count += part.ingested.record_count
