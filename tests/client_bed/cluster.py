@@ -119,6 +119,7 @@ class ModelNode:
             (methods.GET_POSITIONS, self.get_positions),
             (methods.CREATE_TOPIC, self.create_topic),
             (methods.DELETE_TOPIC, self.delete_topic),
+            (methods.CREATE_SUBSCRIPTION, self.create_subscription),
             (methods.GET_METADATA, self.get_metadata),
             (methods.LIST_OFFSETS, self.list_offsets),
             (methods.GET_RECORD, self.get_record),
@@ -282,7 +283,11 @@ class ModelNode:
     ) -> messaging_pb2.CommitResponse:
         topic = self.cluster.topic(request.topic, request.topic_id)
         answer = messaging_pb2.CommitResponse()
+        unknown = self._unknown_subscription(topic, request.subscription)
         for wanted in request.positions:
+            if unknown is not None:
+                answer.results.add(partition=wanted.partition, error=unknown)
+                continue
             positions = topic.partitions[wanted.partition].positions
             positions[request.subscription] = (wanted.position, wanted.metadata)
             answer.results.add(partition=wanted.partition, position=wanted.position)
@@ -293,6 +298,8 @@ class ModelNode:
     ) -> messaging_pb2.GetPositionsResponse:
         topic = self.cluster.topic(request.topic, request.topic_id)
         answer = messaging_pb2.GetPositionsResponse()
+        if self._unknown_subscription(topic, request.subscription) is not None:
+            raise Refused("SUBSCRIPTION_NOT_FOUND", request.subscription)
         for partition in topic.partitions:
             told = answer.positions.add(
                 partition=partition.number, end_offset=partition.next_offset
@@ -301,7 +308,20 @@ class ModelNode:
                 told.position, told.metadata = partition.positions[request.subscription]
         return answer
 
+    def _unknown_subscription(self, topic: Topic, name: str) -> errors_pb2.Error | None:
+        if name in topic.subscriptions:
+            return None
+        return Refused("SUBSCRIPTION_NOT_FOUND", name).error
+
     # ----------------------------------------------------------------------------------- admin
+
+    async def create_subscription(
+        self, request: admin_pb2.CreateSubscriptionRequest, _call: Any
+    ) -> admin_pb2.CreateSubscriptionResponse:
+        topic = self.cluster.topic(request.topic, "")
+        topic.subscriptions.append(request.name)
+        info = admin_pb2.SubscriptionInfo(topic=topic.name, name=request.name)
+        return admin_pb2.CreateSubscriptionResponse(subscription=info)
 
     async def create_topic(
         self, request: admin_pb2.CreateTopicRequest, _call: Any

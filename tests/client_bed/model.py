@@ -195,6 +195,7 @@ class Topic:
     partitions: list[Partition]
     record_bytes_max: int = 1 << 20
     batch_bytes_max: int = 1 << 20
+    subscriptions: list[str] = field(default_factory=list)
 
 
 def plain(batch: records_pb2.RecordBatch) -> list[records_pb2.Record]:

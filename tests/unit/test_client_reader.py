@@ -8,7 +8,7 @@ import pytest
 
 import quorumq
 from quorumq import errors
-from quorumq.v1 import records_pb2
+from quorumq.v1 import admin_pb2, records_pb2
 from tests.client_bed.model import Topic
 from tests.client_bed.worlds import Bed, Run, both_worlds, in_process
 
@@ -195,6 +195,10 @@ def test_positions_can_be_kept_in_a_subscription() -> None:
         reader = client.reader("t", max_records=13)
         async for _ in reader:
             pass
+        with pytest.raises(errors.NotFound, match="SUBSCRIPTION_NOT_FOUND"):
+            await reader.commit("audit")
+        stream = admin_pb2.SUBSCRIPTION_KIND_STREAM
+        await client.admin.create_subscription("t", "audit", kind=stream)
         await reader.commit("audit", metadata="half-way")
         [position] = (await client.admin.positions("t", "audit")).values()
         assert (position.position, position.metadata, position.end_offset) == (13, "half-way", 25)

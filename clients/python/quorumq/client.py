@@ -13,7 +13,7 @@ from quorumq.channel import Channel, ChannelFactory
 from quorumq.connection import Connection
 from quorumq.errors import QuorumqError, Unavailable
 from quorumq.producer import BATCH_BYTES_MAX, BUFFER_BYTES_MAX, Producer
-from quorumq.reader import Reader, Start
+from quorumq.reader import MAX_MESSAGE_BYTES, Reader, Start
 
 
 class Client:
@@ -70,7 +70,7 @@ class Client:
         follow: bool = True,
         max_records: int | None = None,
         by_created: bool = False,
-        max_message_bytes: int | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
         timeout_ms: int = 30_000,
     ) -> Reader:
         """A reader of partitions of one topic: `async for record in client.reader("t")`.

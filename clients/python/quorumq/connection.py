@@ -16,6 +16,7 @@ from quorumq import methods
 from quorumq.channel import CallFailed, Channel, ChannelFactory, Method, Q, R
 from quorumq.errors import (
     Closed,
+    OutcomeUnknown,
     QuorumqError,
     RequestTimeout,
     TopicReplaced,
@@ -251,8 +252,9 @@ class Connection:
         self, node: Node, error: QuorumqError, repeatable: bool, failures: int
     ) -> float | None:
         """How long to wait before the next attempt; None = there is none."""
-        retry = error.retriable or (repeatable and not error.outcome_known)
-        if not retry:
+        # In doubt because of a bug (INTERNAL, UNKNOWN) it would fail the same way again.
+        in_doubt = isinstance(error, OutcomeUnknown) and not error.outcome_known
+        if not (error.retriable or (repeatable and in_doubt)):
             return None
         if error.reason in ("UNREACHABLE", "CONNECTION_LOST", "TIMEOUT", "NODE_DRAINING"):
             now = asyncio.get_running_loop().time()

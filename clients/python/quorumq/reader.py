@@ -46,7 +46,7 @@ class Reader:
         follow: bool = True,
         max_records: int | None = None,
         by_created: bool = False,
-        max_message_bytes: int | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
         timeout_ms: int = 30_000,
     ) -> None:
         self.topic = topic
@@ -60,7 +60,7 @@ class Reader:
         self._follow = follow
         self._left = max_records
         self._by_created = by_created
-        self._max_message_bytes = max_message_bytes or MAX_MESSAGE_BYTES
+        self._max_message_bytes = max_message_bytes
         self._timeout_s = timeout_ms / 1000
         self._route: TopicRoute | None = None
         self._fetcher: Fetcher | None = None
