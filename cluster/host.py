@@ -100,6 +100,7 @@ class Host:
         self._flush_wanted = asyncio.Event()
         self._outbox: dict[int, list[tuple[int, Message]]] = {}
         self._ticks = 0
+        self._reluctant = False
         self._stopped = False
         self._checkpointer = Checkpointer(
             engine,
@@ -201,6 +202,19 @@ class Host:
         """(node id, term) of the group's leader as far as this node knows; ready to serve."""
         return self.peers.leader_of(group_id)
 
+    def set_reluctant(self, reluctant: bool) -> None:
+        """Whether this node should not be made a leader: the others are told at once. It keeps what
+        it leads, and still campaigns after all others when the leader is lost."""
+        if reluctant != self._reluctant:
+            self._reluctant = reluctant
+            self._send(beat=True)
+
+    def may_lead(self, node_id: int) -> bool:
+        """Whether leaderships may be given to the node."""
+        if node_id == self.node_id:
+            return not self._reluctant
+        return self.peers.may_lead(node_id)
+
     def node_alive(self, node_id: int) -> bool:
         return node_id == self.node_id or self.peers.is_alive(node_id)
 
@@ -298,7 +312,8 @@ class Host:
             messages = outbox.get(node_id, [])
             sign = None
             if tells:
-                sign = NodeBeat(self.clock.wall_ms(), self.peers.leads_for(node_id))
+                leads = self.peers.leads_for(node_id)
+                sign = NodeBeat(self.clock.wall_ms(), leads, self._reluctant)
             self.transport.send(node_id, Envelope(sign, messages))
 
     async def _flush_loop(self) -> None:
@@ -362,10 +377,18 @@ class Host:
                 self.peers.node_of(member) == node_id for member in group.configuration.members()
             ):
                 if gone and self.peers.node_of(group.core.leader_id) == node_id:
-                    group.core.leader_lost(rank=_rank(group))
+                    group.core.leader_lost(rank=self._rank(group))
                 else:
                     group.core.wake()
                 self._awake[group.group_id] = group
+
+    def _rank(self, group: Group) -> int:
+        """This voter's turn among those that are left when the leader is gone. The group's number
+        turns the order, so that what one node led is spread over all others."""
+        left = sorted(v for v in group.configuration.voters if v != group.core.leader_id)
+        if group.replica_id not in left or self._reluctant:
+            return len(left)
+        return (left.index(group.replica_id) + group.group_id) % len(left)
 
     # --- Receiver --------------------------------------------------------------------------------
 
@@ -406,12 +429,3 @@ class Host:
             raise PeerError("NOT_FOUND", f"replica {request.from_replica} is not here")
         async for chunk in self._server.serve(group, request):
             yield chunk
-
-
-def _rank(group: Group) -> int:
-    """This voter's turn among those that are left when the leader is gone. The group's number
-    turns the order, so that what one node led is spread over all others."""
-    left = sorted(v for v in group.configuration.voters if v != group.core.leader_id)
-    if group.replica_id not in left:
-        return len(left)
-    return (left.index(group.replica_id) + group.group_id) % len(left)

@@ -218,10 +218,12 @@ class Peer:
 class NodeBeat:
     """What a node tells each peer about itself, in the envelope that carries its groups'
     heartbeats. `leads`: (group_id, term) of groups this node leads, sent whole on connect and
-    whenever it changed (None = unchanged). `wall_ms`: its wall clock, for clock skew."""
+    whenever it changed (None = unchanged). `wall_ms`: its wall clock, for clock skew.
+    `reluctant`: it should not be made a leader."""
 
     wall_ms: int
     leads: tuple[tuple[int, int], ...] | None = None
+    reluctant: bool = False
 
 
 @dataclass(slots=True)

@@ -16,13 +16,21 @@ RECONNECT_TICKS = 3
 class PeerState:
     """What was heard of one node. `silent_ticks` counts ticks that a running loop saw."""
 
-    __slots__ = ("alive", "boot_id", "clock_offset_ms", "leads_version_sent", "silent_ticks")
+    __slots__ = (
+        "alive",
+        "boot_id",
+        "clock_offset_ms",
+        "leads_version_sent",
+        "reluctant",
+        "silent_ticks",
+    )
 
     def __init__(self) -> None:
         self.alive = False
         self.silent_ticks = 0
         self.boot_id = ""
         self.clock_offset_ms = 0
+        self.reluctant = False
         self.leads_version_sent = -1
 
 
@@ -54,6 +62,11 @@ class Peers:
         state = self._nodes.get(node_id)
         return state is not None and state.alive
 
+    def may_lead(self, node_id: int) -> bool:
+        """It is alive, and has not said that it should not lead."""
+        state = self._nodes.get(node_id)
+        return state is not None and state.alive and not state.reluctant
+
     def heard(self, peer: Peer, beat: NodeBeat | None, *, wall_ms: int) -> bool:
         """True if this is a new run of the node, or its return after a silence."""
         state = self._nodes.setdefault(peer.node_id, PeerState())
@@ -63,6 +76,7 @@ class Peers:
         state.alive, state.silent_ticks, state.boot_id = True, 0, peer.boot_id
         if beat is not None:
             state.clock_offset_ms = beat.wall_ms - wall_ms
+            state.reluctant = beat.reluctant
             if beat.leads is not None:
                 self._take_leads(peer.node_id, beat.leads)
         return news

@@ -197,10 +197,15 @@ class Broker:
         self._tasks.start(self.reconciler.run(), name="reconciler")
         self._tasks.start(self.duties.run(), name="duties")
 
+    def start_draining(self) -> None:
+        """This node is about to stop: the others give it no leaderships any more."""
+        self.draining = True
+        self.host.set_reluctant(True)
+
     async def stop(self, *, grace_s: float) -> None:
         """Hand leaderships over for at most `grace_s`, then end all tasks. The engine stays
         open."""
-        self.draining = True
+        self.start_draining()
         await self.hand_over_leaderships(within_s=grace_s)
         await self._tasks.cancel_and_wait()
         await self.host.close()
@@ -244,7 +249,7 @@ class Broker:
         able = [
             voter
             for voter in group.configuration.voters
-            if voter != group.replica_id and peers.is_alive(peers.node_of(voter))
+            if voter != group.replica_id and peers.may_lead(peers.node_of(voter))
         ]
         if not able or group.failure is not None:
             return False

@@ -3,7 +3,8 @@
 Below `disk_free_bytes_min` the node takes no appends and hands its leaderships over, once; it goes
 on reading and following, so that it leaves no group without a quorum. When there is room again it
 takes appends. A disk whose flushes are slow for long makes the node hand over too: it can follow
-well enough, but everyone would wait for it as a leader.
+well enough, but everyone would wait for it as a leader. As long as either is so, the others are
+told to give it no leaderships.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ class DiskWatch:
         disk_free_bytes_min: int,
         flush_slow_ms: int,
         hand_over: Callable[[], Awaitable[None]],
+        set_reluctant: Callable[[bool], None],
     ) -> None:
         self._disk = disk
         self._free_min = disk_free_bytes_min
         self._flush_slow_ms = flush_slow_ms
         self._hand_over = hand_over
+        self._set_reluctant = set_reluctant
         self._flushes_seen = 0
         self._slow_until = 0.0
         self.full = False
@@ -61,6 +64,7 @@ class DiskWatch:
         self.free_bytes = self._disk.disk_free_bytes()
         if not self.full and self.free_bytes < self._free_min:
             self.full = True
+            self._set_reluctant(True)
             logger.error(
                 "disk room: %d bytes are free, at least %d are needed: no appends here",
                 self.free_bytes,
@@ -72,13 +76,19 @@ class DiskWatch:
             logger.warning("disk room: %d bytes are free again", self.free_bytes)
             self._disk.restore_ballast()
         await self._look_at_speed()
+        self._set_reluctant(self.full or self._is_slow())
 
     async def _look_at_speed(self) -> None:
         flushes, mean_ms = self._disk.flush_mean_ms()
         now = asyncio.get_running_loop().time()
         fresh, self._flushes_seen = flushes - self._flushes_seen, flushes
-        if fresh < _FLUSHES_MIN or mean_ms < self._flush_slow_ms or now < self._slow_until:
+        if fresh < _FLUSHES_MIN or mean_ms < self._flush_slow_ms or self._is_slow():
             return
         self._slow_until = now + _SLOW_AGAIN_S
+        self._set_reluctant(True)
         logger.warning("the disk takes %.0f ms to flush: leaderships are handed over", mean_ms)
         await self._hand_over()
+
+    def _is_slow(self) -> bool:
+        """It was found slow lately."""
+        return asyncio.get_running_loop().time() < self._slow_until

@@ -171,6 +171,7 @@ class Node:
             disk_free_bytes_min=config.disk_free_bytes_min,
             flush_slow_ms=config.flush_slow_ms,
             hand_over=lambda: broker.hand_over_leaderships(within_s=config.grace_ms / 1000),
+            set_reluctant=lambda reluctant: broker.host.set_reluctant(reluctant or broker.draining),
         )
         self.front = front = Front(
             host=broker.host,
@@ -223,7 +224,7 @@ class Node:
         if self.front is not None and self.broker is not None:
             await self._health.drain()
             self.front.start_draining()
-            self.broker.draining = True
+            self.broker.start_draining()
             await self.broker.hand_over_leaderships(within_s=grace_s)
             await self.front.stop(grace_s=min(grace_s, _SERVER_GRACE_S))
             await self._servers.pop().stop(_SERVER_GRACE_S if grace_s else None)

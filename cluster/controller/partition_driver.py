@@ -79,7 +79,7 @@ def next_step(
     *,
     me: int,
     is_near: Callable[[int], bool],
-    is_alive: Callable[[int], bool],
+    is_able: Callable[[int], bool],
 ) -> Step:
     """What the leader `me` should do next under a committed configuration that is not joint."""
     assert not configuration.is_joint, f"a change is under way: {configuration}"
@@ -96,11 +96,11 @@ def next_step(
         return Step(StepKind.WAIT)
     if me in wished:
         return Step(StepKind.VOTERS, wished)
-    heirs = [r for r in row.desired if r in voters and is_alive(r) and is_near(r)]
+    heirs = [r for r in row.desired if r in voters and is_able(r) and is_near(r)]
     if heirs:
         return Step(StepKind.TRANSFER, (heirs[0],))
     if all(replica in voters for replica in wished):
-        return Step(StepKind.WAIT)  # all that stay are dead or behind just now
+        return Step(StepKind.WAIT)  # all that stay are dead, behind or unwilling just now
     # Nobody who stays votes yet: they join beside this leader, which hands over then and goes.
     return Step(StepKind.VOTERS, tuple(sorted({*wished, me})))
 
@@ -218,7 +218,7 @@ class PartitionDriver:
             configuration,
             me=group.replica_id,
             is_near=lambda replica_id: self._is_near(group, replica_id),
-            is_alive=lambda replica_id: self._host.node_alive(row.node_of(replica_id)),
+            is_able=lambda replica_id: self._host.may_lead(row.node_of(replica_id)),
         )
 
     def _is_near(self, group: Group, replica_id: int) -> bool:

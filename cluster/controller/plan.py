@@ -42,11 +42,12 @@ _MemberTest = Callable[[Member | None], bool]
 class Sight:
     """What the controller's leader sees. `alive`: heard of just now, itself included. `dead`:
     silent for so long that others should do its work. `leader_of`: a group's leader's node, 0 if
-    none is known."""
+    none is known. `reluctant`: alive, but not to be given leaderships."""
 
     alive: frozenset[int]
     dead: frozenset[int]
     leader_of: Callable[[int], int]
+    reluctant: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,9 @@ def plan_leaders(
     usable = {
         member.node_id
         for member in catalog.members()
-        if member.state == MemberState.ACTIVE and member.node_id in sight.alive
+        if member.state == MemberState.ACTIVE
+        and member.node_id in sight.alive
+        and member.node_id not in sight.reluctant
     }
     led: list[Led] = []
     for group in catalog.groups():

@@ -145,7 +145,12 @@ class Reconciler:
                 self._options.dead_after_s
             ):
                 dead.append(member.node_id)
-        return Sight(alive=frozenset(alive), dead=frozenset(dead), leader_of=self._leader_of)
+        return Sight(
+            alive=frozenset(alive),
+            dead=frozenset(dead),
+            reluctant=frozenset(n for n in alive if not self._host.may_lead(n)),
+            leader_of=self._leader_of,
+        )
 
     def _leader_of(self, group_id: int) -> int:
         known = self._host.leader_of(group_id)

@@ -109,5 +109,5 @@ class AdminLeaders:
                 for replica in told.replicas
                 if replica.role == pb.REPLICA_ROLE_VOTER
             }
-        able = [n for n in progress if n != known[0] and self._host.node_alive(n)]
+        able = [n for n in progress if n != known[0] and self._host.may_lead(n)]
         return sorted(able, key=lambda node_id: (-progress[node_id], node_id))

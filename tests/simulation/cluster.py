@@ -135,7 +135,7 @@ class SimNode:
         broker, self.broker = self.broker, None
         assert broker is not None, f"node {self.node_id} is down already"
         self.front.start_draining()
-        broker.draining = True
+        broker.start_draining()
         await broker.hand_over_leaderships(within_s=5.0)
         await self.front.stop(grace_s=1.0)
         await self._server.stop()

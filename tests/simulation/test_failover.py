@@ -82,3 +82,30 @@ def test_a_node_that_falls_silent_is_replaced_after_an_election_timeout(seed: in
         await cluster.close()
 
     run_simulation(story, seed=seed)
+
+
+def test_a_reluctant_node_is_given_no_leadership() -> None:
+    async def story(random: Random) -> None:
+        cluster = SimCluster(random)
+        await cluster.start()
+        await cluster.create_topic("default/t", partitions=30)
+        row = cluster.brokers()[0].controller.catalog.topic_by_name("default/t")
+        assert row is not None
+        leaders = await led_by(cluster, row.group_ids)
+        victim, unwilling, willing = random.sample(sorted(cluster.nodes), 3)
+        lost = [group_id for group_id, node_id in leaders.items() if node_id == victim]
+        broker = cluster.nodes[unwilling].broker
+        assert broker is not None
+        broker.host.set_reluctant(True)
+        await asyncio.sleep(0.05)  # the others hear of it
+        await cluster.nodes[victim].stop()
+        leaders = await led_by(cluster, row.group_ids)
+        assert {leaders[group_id] for group_id in lost} == {willing}
+        cluster.nodes[victim].start()
+        await asyncio.sleep(60.0)  # many rounds of balancing
+        before = [group_id for group_id, node_id in leaders.items() if node_id == unwilling]
+        now = await led_by(cluster, row.group_ids)
+        assert {g for g, node_id in now.items() if node_id == unwilling} <= set(before)
+        await cluster.close()
+
+    run_simulation(story, seed=5)
