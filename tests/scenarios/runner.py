@@ -13,7 +13,8 @@ synced, time stands until ticked. Output lines:
 COMMANDS  (a list of replicas is `1,2,3`; a link is `1->2`, or `1-2` for both directions)
     group voters=1,2,3 [learners=4] [option=value ...]     found a group; options are RaftOptions'
     empty 4                        a replica with nothing, not even a configuration
-    tick 1,2 [n] · campaign 1 · propose 1 a b · propose 1 term=2 a · read 1 x · wake 1,2
+    tick 1,2 [n] · campaign 1 · propose 1 a b · propose 1 term=2 a · read 1 x
+    wake 1,2 · leader_lost 1 [rank=1]      what a host says that watches the nodes
     transfer 1 2 · learners 1 4 · voters 1 2,3,4 · unreachable 1 2
     deliver [link] [n] [Kind]      what waits there now (the first n; of that kind), in order
     drop [link] [n] [Kind]  ·  duplicate link [n]  ·  reorder link
@@ -24,8 +25,14 @@ COMMANDS  (a list of replicas is `1,2,3`; a link is `1->2`, or `1-2` for both di
     checkpoint 1  ·  compact 1 7   checkpoint the machine  ·  and drop the log up to 7
     install 2 [from=3]  ·  refuse 2                        end the fetch that was ordered
     crash 1 [keep=synced|all|n]  ·  restart 1              what of the unsynced writes survives
-    flip 1 5                       a bit of the stored, synced entry 5 changes
+    forge 1->2 Kind field=value ... [index/term:data ...]  wait on the link as if it were sent: what
+                                   a peer of another version or with another history could say
     status [1,2]  ·  log 1  ·  progress 1  ·  links
+    quietly COMMAND                do it, record nothing but refusals
+
+Record anew with `RECORD=1 pytest tests/scenarios`, and read the difference before committing it.
+What disks do beyond forgetting what was not synced (a flipped bit, a wipe) and how clusters are
+founded is decided above the core: tests/simulation tells those stories on whole nodes.
 """
 
 from __future__ import annotations
@@ -35,8 +42,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.scenarios.wording import entry_words, message_words, progress_words, status_words
-from tests.simulation.raft_replica import REAL, Checkpoint, MemoryLog, Replica
+from tests.scenarios.wording import (
+    configuration_words,
+    entry_words,
+    message_from_words,
+    message_words,
+    progress_words,
+    status_words,
+)
+from tests.simulation.raft_replica import REAL, Checkpoint, MemoryLog, RaftCode, Replica
 
 STABILIZE_MAX = 200  # deliveries on one link, before a story is called endless
 
@@ -69,9 +83,9 @@ def parse(text: str) -> Iterator[Block]:
         yield block
 
 
-def record(path: Path) -> str:
+def record(path: Path, code: RaftCode = REAL) -> str:
     """The file as it would be if what happens now were what is expected."""
-    story = Story()
+    story = Story(code)
     parts: list[str] = []
     for block in parse(path.read_text(encoding="utf-8")):
         parts += block.comment
@@ -93,28 +107,35 @@ class Timeouts:
 
 
 class Story:
-    def __init__(self) -> None:
+    def __init__(self, code: RaftCode = REAL) -> None:
+        self.code = code
         self.replicas: dict[int, Replica] = {}
         self.links: dict[tuple[int, int], list[Any]] = {}
         self.held: dict[tuple[int, int], list[Any]] = {}
         self.cuts: dict[tuple[int, int], bool] = {}
         self.manual: dict[int, bool] = {}  # replicas whose writes wait for `sync`
-        self.durable: dict[int, int] = {}  # the highest index each disk once had synced
         self.shown: dict[int, dict[str, str]] = {}
-        self.options = REAL.state.RaftOptions(quiesce_ticks=0)
+        self.options = code.state.RaftOptions(quiesce_ticks=0)
         self.out: list[str] = []
 
     def run(self, command: str) -> list[str]:
         """The output of one command."""
         self.out = []
-        name, *words = command.split()
-        plain = [w for w in words if "=" not in w]
-        named = dict(w.split("=", 1) for w in words if "=" in w)
         try:
-            getattr(self, f"do_{name}")(*plain, **named)
-        except REAL.errors.RaftRefused as refusal:
+            self._perform(command.split())
+        except self.code.errors.RaftRefused as refusal:
             self.out.append(f"{type(refusal).__name__}: {refusal}")
         return self.out
+
+    def _perform(self, words: list[str]) -> None:
+        name, *arguments = words
+        if name == "quietly":
+            self._perform(arguments)
+            self.out = []
+            return
+        plain = [w for w in arguments if "=" not in w]
+        named = dict(w.split("=", 1) for w in arguments if "=" in w)
+        getattr(self, f"do_{name}")(*plain, **named)
 
     # --- what a command did ----------------------------------------------------------------------
 
@@ -129,9 +150,6 @@ class Story:
                 self._tell_write(replica)
             if fresh and not self.manual.get(replica_id):
                 self._send(replica.sync())
-            self.durable[replica_id] = replica.log.synced_state.base_index + len(
-                replica.log.synced_state.entries
-            )
             applied = replica.apply()
             self._tell_changes(replica, applied)
             if not fresh and not applied and not replica.core.log.unstable:
@@ -187,7 +205,7 @@ class Story:
     def do_group(self, voters: str, learners: str = "", **options: str) -> None:
         known = {name: int(value) for name, value in options.items()}
         self.options = replace(self.options, **known)
-        founding = REAL.configuration.Configuration.of(ids(voters), ids(learners))
+        founding = self.code.configuration.Configuration.of(ids(voters), ids(learners))
         for replica_id in founding.members():
             self._create(replica_id, [(0, founding)])
 
@@ -196,8 +214,8 @@ class Story:
             self._create(replica_id, [])
 
     def _create(self, replica_id: int, configurations: list[tuple[int, Any]]) -> None:
-        log = MemoryLog(REAL, configurations)
-        replica = Replica(REAL, replica_id, log, self.options, Timeouts(replica_id))
+        log = MemoryLog(self.code, configurations)
+        replica = Replica(self.code, replica_id, log, self.options, Timeouts(replica_id))
         self.replicas[replica_id] = replica
         replica.start()
         self._tell_changes(replica, [])
@@ -218,28 +236,8 @@ class Story:
 
     def do_restart(self, names: str) -> None:
         for replica_id in ids(names):
-            replica = self.replicas[replica_id]
-            if replica.log.last_index < self.durable.get(replica_id, 0):
-                # What the durable mark is for (house §4.13): a disk that forgot something synced.
-                self.out.append(
-                    f"{replica_id} refuses to start: the disk had {self.durable[replica_id]} "
-                    f"synced and gives back {replica.log.last_index}"
-                )
-                continue
-            replica.start()
+            self.replicas[replica_id].start()
             self.settle(replica_id)
-
-    def do_flip(self, name: str, index: str) -> None:
-        """The log reader of a restart stops at the entry whose CRC is wrong, as RocksDB's
-        point_in_time recovery does: it can not tell a torn tail from a flipped bit."""
-        log = self.replicas[int(name)].log
-        at = int(index) - log.first_index
-        entry = log.state.entries[at]
-        data = bytes([entry.data[0] ^ 1]) + entry.data[1:]
-        bad = REAL.messages.Entry(entry.index, entry.term, entry.kind, data, entry.crc)
-        self.out.append(f"entry {index} is {'intact' if bad.is_intact() else 'corrupt'}")
-        log.state = log.synced_state = replace(log.synced_state, entries=log.state.entries[:at])
-        self.do_crash(name)
 
     # --- requests and time -----------------------------------------------------------------------
 
@@ -279,6 +277,9 @@ class Story:
         for replica_id in ids(names):
             self._ask(str(replica_id), "wake")
 
+    def do_leader_lost(self, name: str, rank: str = "0") -> None:
+        self._ask(name, "leader_lost", rank=int(rank))
+
     # --- messages --------------------------------------------------------------------------------
 
     def _chosen(self, words: tuple[str, ...]) -> Iterator[tuple[tuple[int, int], list[Any]]]:
@@ -309,6 +310,11 @@ class Story:
     def do_late(self, word: str) -> None:
         for link in link_pairs(word):
             self.links.setdefault(link, []).extend(self.held.pop(link, []))
+
+    def do_forge(self, word: str, kind: str, *entries: str, **fields: str) -> None:
+        for link in link_pairs(word):
+            message = message_from_words(self.code, link, kind, list(entries), fields)
+            self.links.setdefault(link, []).append(message)
 
     def do_duplicate(self, word: str, count: str = "") -> None:
         for link in link_pairs(word):
@@ -411,15 +417,6 @@ class Story:
     def do_links(self) -> None:
         for (sender, to), waiting in sorted(self.links.items()):
             self.out += [f"{sender}->{to} {message_words(m)}" for m in waiting]
-
-
-def configuration_words(configuration: Any) -> str:
-    words = "voters=" + ",".join(map(str, configuration.voters))
-    if configuration.voters_outgoing:
-        words += " outgoing=" + ",".join(map(str, configuration.voters_outgoing))
-    if configuration.learners:
-        words += " learners=" + ",".join(map(str, configuration.learners))
-    return words
 
 
 def ids(words: str) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.simulation.raft_replica import REAL, Replica
+from tests.simulation.raft_replica import REAL, RaftCode, Replica
 
 # Fields of a message in the order and under the short names they are told by.
 FIELDS = {
@@ -48,6 +48,28 @@ def message_words(message: Any) -> str:
     return " ".join(words)
 
 
+def message_from_words(
+    code: RaftCode, link: tuple[int, int], kind: str, entries: list[str], fields: dict[str, str]
+) -> Any:
+    """The inverse of `message_words`."""
+    names = {short: attribute for attribute, short in FIELDS[kind].items()}
+    values = {
+        names[short]: {"yes": True, "no": False}.get(word, int(word) if word.isdigit() else None)
+        for short, word in fields.items()
+        if short != "t"
+    }
+    if kind == "AppendEntries":
+        values["entries"] = [_entry_from_words(code, words) for words in entries]
+    return getattr(code.messages, kind)(*link, int(fields["t"]), **values)
+
+
+def _entry_from_words(code: RaftCode, words: str) -> Any:
+    place, data = words.split(":", 1)
+    index, term = map(int, place.split("/"))
+    kind = code.messages.EntryKind.COMMAND
+    return code.messages.Entry.create(index=index, term=term, kind=kind, data=data.encode())
+
+
 def entry_words(entry: Any) -> str:
     """index/term and what it is."""
     if entry.kind == REAL.messages.EntryKind.NOOP:
@@ -84,3 +106,12 @@ def status_words(replica: Replica) -> str:
         f"last={log.last_index} commit={log.commit_index} durable={log.durable_index} "
         f"applied={log.applied_index}" + (" quiesced" if core.quiesced else "")
     )
+
+
+def configuration_words(configuration: Any) -> str:
+    words = "voters=" + ",".join(map(str, configuration.voters))
+    if configuration.voters_outgoing:
+        words += " outgoing=" + ",".join(map(str, configuration.voters_outgoing))
+    if configuration.learners:
+        words += " learners=" + ",".join(map(str, configuration.learners))
+    return words
