@@ -73,6 +73,7 @@ class Front:
             counters=counters,
             tasks=self._tasks,
             disk_full=disk_full,
+            pressure=lambda: host.engine.pressure,
             lane_bytes_max=options.lane_bytes_max,
         )
         self._producing = Producing(

@@ -215,6 +215,9 @@ class Lane:
             error = Refused("DISK_FULL", f"node {self._lanes.places.node_id} has no disk room")
             self._done(item, self._lanes.response(item, error.error))
             return True
+        if self._lanes.pressure() >= 1.0:
+            self._pause_for(_PAUSE_S)  # what comes meanwhile fills the budgets
+            return False
         try:
             item.prepare()
         except BatchRefused as error:
@@ -326,7 +329,7 @@ class Lane:
 
 class Lanes:
     """All lanes of a node; those with nothing in them are not kept. `disk_full`: this node takes no
-    appends now."""
+    appends now. `pressure`: of its storage, see cluster.interfaces.Engine."""
 
     def __init__(
         self,
@@ -336,6 +339,7 @@ class Lanes:
         counters: NodeCounters,
         tasks: TaskGroup,
         disk_full: Callable[[], bool],
+        pressure: Callable[[], float],
         lane_bytes_max: int,
     ) -> None:
         self.places = places
@@ -343,6 +347,7 @@ class Lanes:
         self.counters = counters
         self.tasks = tasks
         self.disk_full = disk_full
+        self.pressure = pressure
         self.lane_bytes_max = lane_bytes_max
         self._lanes: dict[int, Lane] = {}
 

@@ -207,3 +207,27 @@ def test_a_full_disk_is_named() -> None:
         assert (error.reason, error.retriable) == ("DISK_FULL", True)
 
     play(story)
+
+
+def test_R19_storage_under_pressure_holds_and_then_throttles() -> None:
+    async def story(cluster: SimCluster) -> None:
+        for node in cluster.nodes.values():
+            node.engine.pressure = 1.0
+        big = batch(bytes(900_000))
+        asked = [
+            asyncio.ensure_future(produce(cluster, 3, partition=0, batch=big, timeout_s=5.0))
+            for _ in range(60)
+        ]
+        await asyncio.sleep(1.0)
+        failed = [one.exception() for one in asked if one.done()]
+        assert failed, "60 times 0.9 MB fit into no lane"
+        for error in failed:
+            assert isinstance(error, QuorumqError)
+            assert (error.reason, error.retry_after_ms) == ("THROTTLED", 50)
+        for node in cluster.nodes.values():
+            node.engine.pressure = 0.0
+        held = [one for one in asked if not one.done()]
+        await asyncio.gather(*held)
+        assert len(await stored(cluster, 2)) == len(held) == 60 - len(failed)
+
+    play(story)
