@@ -117,6 +117,7 @@ class Node:
         self.transport: GrpcTransport
         self._peer_service: PeerService
         self._health = Health()
+        self._serving: Serving
         self._metrics: MetricsServer | None = None
         self._tasks = TaskGroup("node", on_failure=self._task_failed)
         self._servers: list[grpc.aio.Server] = []
@@ -188,8 +189,8 @@ class Node:
             options=_front_options(config),
         )
         broker.peer_functions = front.peer_functions()
-        serving = Serving(self.counters, calls_max=config.calls_max)
-        server = _new_server(SERVER_OPTIONS, serving.generic_handlers(front.handlers()))
+        self._serving = Serving(self.counters, calls_max=config.calls_max)
+        server = _new_server(SERVER_OPTIONS, self._serving.generic_handlers(front.handlers()))
         self._health.add_to(server)
         await self._serve(server, config.listen)
         self._tasks.start(watch.run(), name="disk watch")
@@ -227,6 +228,7 @@ class Node:
             self.broker.start_draining()
             await self.broker.hand_over_leaderships(within_s=grace_s)
             await self.front.stop(grace_s=min(grace_s, _SERVER_GRACE_S))
+            await self._serving.fall_quiet(within_s=min(grace_s, _SERVER_GRACE_S))
             await self._servers.pop().stop(_SERVER_GRACE_S if grace_s else None)
         await self._tasks.cancel_and_wait()
         if self._metrics is not None:
@@ -334,6 +336,7 @@ def _front_options(config: NodeConfig) -> FrontOptions:
             connection_requests_max=config.connection_inflight_requests_max,
         ),
         lane_bytes_max=config.uncommitted_bytes_max,
+        read_streams_max=config.read_streams_max,
         limits={name: getattr(config, name) for name in _SHOWN_LIMITS},
     )
 

@@ -350,6 +350,7 @@ class Lanes:
         self.pressure = pressure
         self.lane_bytes_max = lane_bytes_max
         self._lanes: dict[int, Lane] = {}
+        self._refusal: Refused | None = None  # the node stops: nothing is taken in any more
 
     def budget(self, group_id: int) -> Budget:
         """What the partition's lane may hold."""
@@ -357,6 +358,11 @@ class Lanes:
 
     def add(self, item: Item, *, answer_by: float) -> None:
         """`answer_by`: the loop's time."""
+        if self._refusal is not None:
+            item.is_answered = True
+            item.answer(self.response(item, self._refusal.error))
+            item.finished(item)
+            return
         lane = self._lane(item.topic.group_ids[item.request.partition])
         item.timer = asyncio.get_running_loop().call_at(answer_by, lane.expire, item)
         lane.add(item)
@@ -368,6 +374,8 @@ class Lanes:
         return lane
 
     def refuse_all(self, why: Refused) -> None:
+        """What is here and what still comes."""
+        self._refusal = why
         for lane in list(self._lanes.values()):
             lane.refuse_all(why)
 

@@ -3,6 +3,7 @@ may be at a time."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -27,6 +28,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_ping_strikes", 3),
 )
 
+_QUIET_S = 0.05
+
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -36,6 +39,7 @@ class Serving:
     def __init__(self, counters: NodeCounters, *, calls_max: int) -> None:
         self._counters = counters
         self._calls_max = calls_max
+        self._begun = 0
 
     def generic_handlers(self, handlers: Mapping[str, Handler]) -> list[grpc.GenericRpcHandler]:
         """One of each service in `handlers`, which are by path."""
@@ -101,7 +105,18 @@ class Serving:
 
         return behaviour
 
+    async def fall_quiet(self, *, within_s: float) -> None:
+        """Returns when no call has begun for a moment, or the time is up. A gRPC server that is
+        stopped cancels the calls that it has not looked at yet: their callers would not know that
+        nothing was done."""
+        loop = asyncio.get_running_loop()
+        until, seen = loop.time() + within_s, -1
+        while seen != self._begun and loop.time() < until:
+            seen = self._begun
+            await asyncio.sleep(_QUIET_S)
+
     def _enter(self) -> None:
+        self._begun += 1
         self._counters.calls_now += 1
 
     def _check_room(self) -> None:

@@ -231,3 +231,18 @@ def test_R19_storage_under_pressure_holds_and_then_throttles() -> None:
         assert len(await stored(cluster, 2)) == len(held) == 60 - len(failed)
 
     play(story)
+
+
+def test_a_node_that_has_stopped_taking_in_says_so() -> None:
+    """Calls still come while its server ends: they are certainly not stored, another node takes
+    them."""
+
+    async def story(cluster: SimCluster) -> None:
+        await cluster.nodes[3].front.stop(grace_s=1.0)
+        for partition in ({"partition": 0}, {}):
+            error = await refused(cluster, batch=batch(b"x"), **partition)
+            assert (error.reason, error.retriable) == ("NODE_DRAINING", True)
+            assert error.outcome_known
+        assert await stored(cluster, 2) == []
+
+    play(story)

@@ -100,6 +100,8 @@ def test_the_service_config_retries_what_is_certainly_not_stored() -> None:
     assert {name["service"] for name in method["name"]} == services
     codes = method["retryPolicy"]["retryableStatusCodes"]
     assert codes == ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
+    # A node that is about to stop says so: callers then leave it before it goes.
+    assert config["healthCheckConfig"]["serviceName"] in services
 
 
 def test_the_contract_rules_can_fail() -> None:
