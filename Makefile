@@ -1,5 +1,6 @@
 # make setup   .venv with the locked dependencies, this package, generated code
 # make test    everything a change must pass
+# make rigs    longer runs with faults, as continuous integration does
 # make demo    the guided demonstration on a real three-process cluster
 # make cluster a three-process cluster that keeps running
 #
@@ -12,7 +13,7 @@ TESTS := $(wildcard tests/tidy tests/unit tests/scenarios tests/conformance test
 TYPED := cluster node clients/python
 
 .DEFAULT_GOAL := setup
-.PHONY: setup proto generate lint format test demo cluster lock clean
+.PHONY: setup proto generate lint format test rigs demo cluster lock clean
 
 setup: .venv/.installed .venv/.generated
 
@@ -70,6 +71,10 @@ format: setup
 
 test: setup lint
 	$(PY) -m pytest -q $(TESTS)
+
+# Longer than `make test`: faults on real processes, many simulated seeds (tests/rigs).
+rigs: setup
+	$(PY) -m pytest -q tests/rigs
 
 demo: setup
 	$(PY) -m node.demo
