@@ -44,12 +44,10 @@ class Leadership:
         self.read_round = 0
 
     def stay_awake(self, *, heartbeat_elapsed: int) -> None:
-        """Someone did not hear this leader: speak up with this turn, and ask everyone anew before
-        stopping the clocks. What they answered before they may have forgotten since."""
+        """Someone did not hear this leader: speak up with this turn, and stop the clocks only after
+        an idle time has passed anew."""
         self.heartbeat_elapsed = heartbeat_elapsed
         self.idle_ticks = 0
-        for progress in self.progress.values():
-            progress.quiesced = False
 
     def abandon_reads(self) -> list[object]:
         return [context for _, _, context in self.reads] + self.new_reads
@@ -247,7 +245,7 @@ def _send_heartbeats(state: RaftState) -> None:
         if member == state.replica_id:
             continue
         if not quiesce:
-            progress.quiesced = False
+            progress.quiesced = False  # an earlier answer may be forgotten by now
         commit = min(progress.match_index, state.log.commit_index)
         state.outbox.append(
             Heartbeat(state.replica_id, member, state.term, commit, lead.read_round, quiesce)

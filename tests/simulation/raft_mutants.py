@@ -1,7 +1,9 @@
-"""The raft modules with one deliberate mistake: what the invariants must be able to notice.
+"""The raft modules with one deliberate mistake each: what the tests must be able to notice.
 
 A mutant is made by importing changed copies of the modules under another package name. The real
-modules are not touched.
+modules are not touched. test_raft_mutants.py lets every mutant loose on the random schedules, or on
+the story that it names: mistakes that only a rare order of events brings out, and those that cost
+no safety but a promise of liveness, fairness or a bound.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ RAFT = Path(__file__).resolve().parents[2] / "cluster" / "raft"
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """In `module`, `right` (which must be there exactly once) becomes `wrong`."""
+    """In `module`, `right` (which must be there exactly once) becomes `wrong`. `story`: the one of
+    tests/scenarios that ends otherwise then; without it, random schedules must notice."""
 
     name: str
     module: str
     right: str
     wrong: str
+    story: str = ""
 
     def load(self) -> RaftCode:
         package = f"mutant_{self.name}"
@@ -122,6 +126,7 @@ MUTANTS = (
         "follower",
         "min(message.leader_commit, last_new)",
         "min(message.leader_commit, log.last_index)",
+        story="commit_never_beyond_what_matches",
     ),
     Mutant(
         "does_not_check_previous_entry",  # Raft §5.3
@@ -164,6 +169,7 @@ MUTANTS = (
         "core",
         "return index > log.commit_index and not log.matches(index, term)",
         "return index > log.commit_index",
+        story="snapshot_overtaken",
     ),
     Mutant(
         "ignores_the_leaders_of_later_terms",  # rule R6: a stuck higher term
@@ -174,20 +180,23 @@ MUTANTS = (
     Mutant(
         "falls_asleep_over_old_answers",  # rule R20
         "leader",
-        "            progress.quiesced = False\n\n    def abandon_reads",
-        "            pass\n\n    def abandon_reads",
+        "            progress.quiesced = False  # an earlier answer",
+        "            pass  # an earlier answer",
+        story="quiesce_asks_everyone_anew",
     ),
     Mutant(
         "removed_replicas_never_campaign",  # dissertation §4.2.2
         "state",
         "            if index <= self.log.commit_index:\n                return False",
         "            return False",
+        story="joint_removed_leader_is_needed",
     ),
     Mutant(
         "never_gives_up_a_transfer",  # dissertation §3.10
         "leader",
         "            lead.transferee = 0  # it did not take over: lead on",
         "            pass",
+        story="leader_transfer_given_up",
     ),
     Mutant(
         "never_notices_lost_appends",
@@ -200,5 +209,138 @@ MUTANTS = (
         "leader",
         "        _append_configuration(state, configuration.leave_joint())",
         "        pass",
+    ),
+    Mutant(
+        "acknowledges_its_whole_log",  # Raft figure 2: the tail may be another leader's
+        "follower",
+        "_reply_success(state, message.sender, last_new)",
+        "_reply_success(state, message.sender, log.last_index)",
+        story="commit_never_beyond_what_matches",
+    ),
+    Mutant(
+        "takes_back_a_commit",
+        "follower",
+        "max(log.commit_index, min(message.leader_commit, log.last_index))",
+        "min(message.leader_commit, log.last_index)",
+    ),
+    Mutant(
+        "follows_leaders_of_earlier_terms",  # Raft §5.1
+        "core",
+        "            self._answer_lower_term(message)\n            return\n",
+        "            self._answer_lower_term(message)\n",
+    ),
+    Mutant(
+        "forgets_its_vote_within_the_term",  # bug class 19
+        "state",
+        "        if term > self.term:\n            self.term = term\n",
+        "        if True:\n            self.term = term\n",
+    ),
+    Mutant(
+        "counts_the_votes_of_strangers",  # bug class 24
+        "quorum",
+        "granted = sum(1 for v in voters if votes.get(v) is True)",
+        "granted = sum(1 for yes in votes.values() if yes)",
+    ),
+    Mutant(
+        "pre_votes_raise_terms",  # rule R6, bug class 25
+        "core",
+        "        if isinstance(message, PreVote):\n            return True",
+        "        if False:\n            return True",
+        story="pre_vote",
+    ),
+    Mutant(
+        "pre_votes_in_spite_of_a_leader",  # rule R6
+        "follower",
+        "        and not state.hears_leader\n",
+        "",
+        story="partition_in_one_direction",
+    ),
+    Mutant(
+        "votes_in_spite_of_a_leader",  # rule R7
+        "core",
+        "if state.hears_leader and not message.leadership_transfer:",
+        "if False:",
+        story="removed_replica_does_not_disrupt",
+    ),
+    Mutant(
+        "changes_members_while_a_change_is_pending",  # rule R8
+        "leader",
+        "    if state.configuration_index > state.log.commit_index:\n        raise",
+        "    if False:\n        raise",
+    ),
+    Mutant(
+        "changes_members_before_its_term_commits",  # rule R8, bug class 23
+        "leader",
+        "    if state.log.commit_index < lead.first_index_of_term:\n        raise",
+        "    if False:\n        raise",
+        story="refused_changes",
+    ),
+    Mutant(
+        "changes_voters_without_a_joint_state",  # dissertation §4.3
+        "configuration",
+        "return Configuration(incoming, self.voters, learners)",
+        "return Configuration(incoming, (), learners)",
+        story="joint_change",
+    ),
+    Mutant(
+        "forgets_the_configuration_of_a_checkpoint",  # rule R8
+        "core",
+        "state.configurations = [(index, configuration)]",
+        "pass",
+    ),
+    Mutant(
+        "leads_on_after_its_removal",  # rule R9
+        "leader",
+        "        _leave(state)\n\n",
+        "        pass\n\n",
+        story="removed_leader",
+    ),
+    Mutant(
+        "leads_on_without_a_quorum",  # check-quorum, bug class 30
+        "leader",
+        "if not _hears_quorum(state):",
+        "if False:",
+        story="check_quorum",
+    ),
+    Mutant(
+        "loses_reads_with_leadership",  # rule R4
+        "state",
+        "self.failed_reads.extend(self.leadership.abandon_reads())",
+        "pass",
+        story="read_index",
+    ),
+    Mutant(
+        "takes_proposals_while_handing_over",  # dissertation §3.10
+        "leader",
+        "    if state.leadership.transferee:\n        raise",
+        "    if False:\n        raise",
+        story="leader_transfer",
+    ),
+    Mutant(
+        "forgets_the_term_of_a_decision",  # rule R17
+        "leader",
+        "if expected_term not in (0, state.term):",
+        "if False:",
+        story="proposals_decided_in_another_term",
+    ),
+    Mutant(
+        "lets_proposals_pile_up",  # rule R19
+        "leader",
+        "if lead.uncommitted_bytes >= state.options.uncommitted_bytes_max:",
+        "if False:",
+        story="throttled",
+    ),
+    Mutant(
+        "floods_a_replica",  # rule R19
+        "progress",
+        "return len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max",
+        "return False",
+    ),
+    Mutant(
+        "sleeps_while_a_replica_is_behind",  # rule R20
+        "leader",
+        "        and all(p.match_index == last for p in lead.progress.values())\n",
+        "",
+        story="quiesce_only_when_all_agree",
     ),
 )
