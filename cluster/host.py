@@ -153,7 +153,7 @@ class Host:
         self._wanted.pop(group.group_id, None)
         self._awake.pop(group.group_id, None)
         group.stop(error)
-        self.peers.forget_group(group.group_id)
+        self.peers.replica_gone(group.group_id)
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Host:
         batch = self.engine.new_batch()
         group.drop(batch)
         self.engine.write(batch)
-        self.peers.forget_group(group_id)
+        self.peers.replica_gone(group_id)
 
     def leader_of(self, group_id: int) -> tuple[int, int] | None:
         """(node id, term) of the group's leader as far as this node knows; ready to serve."""
@@ -313,7 +313,8 @@ class Host:
             sign = None
             if tells:
                 leads = self.peers.leads_for(node_id)
-                sign = NodeBeat(self.clock.wall_ms(), leads, self._reluctant)
+                asks = self.peers.asks_leads(node_id)
+                sign = NodeBeat(self.clock.wall_ms(), leads, self._reluctant, asks)
             self.transport.send(node_id, Envelope(sign, messages))
 
     async def _flush_loop(self) -> None:

@@ -217,13 +217,15 @@ class Peer:
 @dataclass(frozen=True, slots=True)
 class NodeBeat:
     """What a node tells each peer about itself, in the envelope that carries its groups'
-    heartbeats. `leads`: (group_id, term) of groups this node leads, sent whole on connect and
-    whenever it changed (None = unchanged). `wall_ms`: its wall clock, for clock skew.
-    `reluctant`: it should not be made a leader."""
+    heartbeats. `leads`: (group_id, term) of groups this node leads, sent whole on connect, when
+    it changed and when asked for (None = unchanged). `wall_ms`: its wall clock, for clock skew.
+    `reluctant`: it should not be made a leader. `asks_leads`: it does not know, or has forgotten,
+    what the peer leads."""
 
     wall_ms: int
     leads: tuple[tuple[int, int], ...] | None = None
     reluctant: bool = False
+    asks_leads: bool = False
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ class PeerState:
         "alive",
         "boot_id",
         "clock_offset_ms",
+        "leads_known",
         "leads_version_sent",
         "reluctant",
         "silent_ticks",
@@ -31,6 +32,7 @@ class PeerState:
         self.boot_id = ""
         self.clock_offset_ms = 0
         self.reluctant = False
+        self.leads_known = False  # what it told last was heard, and nothing of it forgotten since
         self.leads_version_sent = -1
 
 
@@ -72,12 +74,15 @@ class Peers:
         state = self._nodes.setdefault(peer.node_id, PeerState())
         news = not state.alive or state.boot_id != peer.boot_id
         if state.boot_id != peer.boot_id:
-            state.leads_version_sent = -1
+            state.leads_known, state.leads_version_sent = False, -1
         state.alive, state.silent_ticks, state.boot_id = True, 0, peer.boot_id
         if beat is not None:
             state.clock_offset_ms = beat.wall_ms - wall_ms
             state.reluctant = beat.reluctant
+            if beat.asks_leads:
+                state.leads_version_sent = -1
             if beat.leads is not None:
+                state.leads_known = True
                 self._take_leads(peer.node_id, beat.leads)
         return news
 
@@ -174,16 +179,28 @@ class Peers:
                 self.forget_leader(group_id, node_id=leader, term=term)
 
     def forget_leader(self, group_id: int, *, node_id: int, term: int) -> None:
-        """The node said, or showed by being gone, that it does not lead."""
+        """The node said, or showed by being gone, that it does not lead. It is asked again: it may
+        have stood still for a while, lead on, and have no news to tell by itself."""
         if self._leaders.get(group_id) == (term, node_id):
             self._leaders[group_id] = (term, 0)
             self._tell(group_id)
+            if node_id in self._nodes:
+                self._nodes[node_id].leads_known = False
 
-    def forget_group(self, group_id: int) -> None:
+    def replica_gone(self, group_id: int) -> None:
+        """The group has no replica at work here any more. Another node may lead it on, and requests
+        for it still come here."""
         if self._my_leads.pop(group_id, None) is not None:
             self._leads_version += 1
-        self._leaders.pop(group_id, None)
-        self._tell(group_id)
+        term, leader = self._leaders.get(group_id, (0, 0))
+        if leader == self.node_id:
+            self._leaders[group_id] = (term, 0)
+            self._tell(group_id)
+
+    def group_gone(self, group_id: int) -> None:
+        """There is no such group any more."""
+        if self._leaders.pop(group_id, None) is not None:
+            self._tell(group_id)
 
     def leads_for(self, node_id: int) -> tuple[tuple[int, int], ...] | None:
         """What to tell a peer in the next beat: None if it knows."""
@@ -192,6 +209,10 @@ class Peers:
             return None
         state.leads_version_sent = self._leads_version
         return tuple(self._my_leads.items())
+
+    def asks_leads(self, node_id: int) -> bool:
+        """Whether to ask the peer in the next beat what it leads."""
+        return not self._nodes[node_id].leads_known
 
     def leads_unsent(self) -> bool:
         return any(s.leads_version_sent != self._leads_version for s in self._nodes.values())

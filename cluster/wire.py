@@ -191,13 +191,12 @@ def decode_catch_up_request(data: bytes) -> CatchUpRequest:
 
 
 def _encode_beat(beat: NodeBeat) -> pb.NodeBeat:
-    if beat.leads is None:
-        return pb.NodeBeat(wall_ms=beat.wall_ms, reluctant=beat.reluctant)
-    # Present though it may be empty: "leads nothing" is news.
-    leads = pb.Leads(
-        group_ids=[group_id for group_id, _ in beat.leads], terms=[term for _, term in beat.leads]
-    )
-    return pb.NodeBeat(wall_ms=beat.wall_ms, leads=leads, reluctant=beat.reluctant)
+    wire = pb.NodeBeat(wall_ms=beat.wall_ms, reluctant=beat.reluctant, asks_leads=beat.asks_leads)
+    if beat.leads is not None:
+        wire.leads.SetInParent()  # present though it may be empty: "leads nothing" is news
+        wire.leads.group_ids.extend(group_id for group_id, _ in beat.leads)
+        wire.leads.terms.extend(term for _, term in beat.leads)
+    return wire
 
 
 def _put_messages(
@@ -321,13 +320,13 @@ def _rows(columns: pb.Heartbeats) -> Iterator[tuple[int, int, int, int, int, int
 
 
 def _decode_beat(wire: pb.NodeBeat) -> NodeBeat:
-    if not wire.HasField("leads"):
-        return NodeBeat(wire.wall_ms, reluctant=wire.reluctant)
-    group_ids, terms = wire.leads.group_ids, wire.leads.terms
-    if len(group_ids) != len(terms):
-        raise ValueError(f"{len(group_ids)} led groups with {len(terms)} terms")
-    leads = tuple(zip(group_ids, terms, strict=True))
-    return NodeBeat(wire.wall_ms, leads, wire.reluctant)
+    leads = None
+    if wire.HasField("leads"):
+        group_ids, terms = wire.leads.group_ids, wire.leads.terms
+        if len(group_ids) != len(terms):
+            raise ValueError(f"{len(group_ids)} led groups with {len(terms)} terms")
+        leads = tuple(zip(group_ids, terms, strict=True))
+    return NodeBeat(wire.wall_ms, leads, wire.reluctant, wire.asks_leads)
 
 
 def _intact(index: int, data: bytes) -> Entry:

@@ -96,6 +96,9 @@ class Partitions:
         for row in groups:
             for replica in row.replicas if row is not None else ():
                 host.peers.set_replica(replica.replica_id, replica.node_id)
+        for group_id in changes.groups:
+            if catalog.group(group_id) is None:
+                host.peers.group_gone(group_id)
         members = [member.node_id for member in catalog.members()]
         for node_id in members if changes.everything else changes.nodes:
             if changes.everything and node_id in self._initial_peers:

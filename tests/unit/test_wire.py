@@ -78,7 +78,9 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
 messages = st.one_of(*MESSAGES.values())
 group_ids = st.integers(0, 4)  # few, so that messages of one group meet in one envelope
 leads = st.lists(st.tuples(numbers, numbers), max_size=5).map(tuple)
-beats = st.builds(NodeBeat, st.integers(-(2**62), 2**62), st.none() | leads, st.booleans())
+beats = st.builds(
+    NodeBeat, st.integers(-(2**62), 2**62), st.none() | leads, st.booleans(), st.booleans()
+)
 envelopes = st.builds(
     Envelope, st.none() | beats, st.lists(st.tuples(group_ids, messages), max_size=12)
 )
