@@ -1,140 +1,174 @@
-"""`python -m bench SCENARIO --json`, which is also `quorumq bench SCENARIO`.
+"""`python -m bench SCENARIO --json`, which is also `quorumq bench SCENARIO`; `all` runs every one,
+`profile SCENARIO` tells where the time goes.
 
-Exit codes: 0 measured, 1 the scenario itself failed (a produce was refused, a record was lost), 2
-usage.
+Exit codes: 0 measured, whether or not the figures reach their targets; 1 a scenario itself failed
+(a produce was refused, a record was lost); 2 usage.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a killed node is no news here
 
 import click
+import grpc.aio
 import uvloop
 
-from bench.cluster import Cluster, ClusterFailed, ExternalCluster, LaunchedCluster
-from bench.setup import Result, Setup
-from quorumq.errors import QuorumqError
+from bench.cluster import ClusterFailed
+from bench.lines import short, table
+from bench.profiler import NoProfiler, Profiler
+from bench.run import Options, measure
+from bench.targets import SCENARIOS
+from quorumq import QuorumqError
 
-SCENARIOS = {
-    "latency": "one durable produce at a time, 100 B",
-    "produce": "one producer, 100 B records, 6 partitions",
-    "produce-1k": "the same, 1 KiB",
-    "unary": "64 plain stubs, one record a call, through any node",
-    "failover": "leader killed: time to the partition's next ack",
-    "transfer": "leaderships handed over under load",
-    "idle": "300 partitions, no traffic",
-    "restart": "a node with 1,000,000 records is killed and started",
-    "backlog": "1 GB stored, read slowly from the start while producing",
-}
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("scenario", type=click.Choice(list(SCENARIOS)))
-@click.option("--json", "as_json", is_flag=True, help="One JSON line instead of a table.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True)
-@click.option("--warmup", type=click.FloatRange(min=0), default=5.0, show_default=True)
-@click.option(
-    "--kills", type=click.IntRange(1), help="Times a node is killed. [failover 30, restart 5]"
+_HELP = {"help_option_names": ["-h", "--help"]}
+_PROFILED = [name for name in SCENARIOS if name != "failover"]  # its leaders do not live so long
+_REPORT_LINES = 16
+_DECORATORS = (
+    click.option("--json", "as_json", is_flag=True, help="One JSON line instead of a table."),
+    click.option("--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True),
+    click.option("--warmup", type=click.FloatRange(min=0), default=5.0, show_default=True),
+    click.option(
+        "--kills", type=click.IntRange(1), help="Times a node is killed. [failover 30, restart 5]"
+    ),
+    click.option(
+        "--scale",
+        type=click.FloatRange(min=0.001, max=1),
+        default=1.0,
+        show_default=True,
+        help="Share of the records or partitions that are there first (idle, restart, backlog).",
+    ),
+    click.option("--nodes", type=click.IntRange(1, 15), default=3, show_default=True),
+    click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A node setting."),
+    click.option(
+        "--nodes-external",
+        metavar="HOST:PORT,...",
+        default="",
+        help="Measure this cluster instead of a new one.",
+    ),
 )
-@click.option("--nodes", type=click.IntRange(1, 15), default=3, show_default=True)
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A node setting.")
+
+
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    for decorator in reversed(_DECORATORS):
+        function = decorator(function)
+    return function
+
+
+@click.group(context_settings=_HELP)
+def main() -> None:
+    """Measure a cluster of its own on this machine, and print what was measured."""
+
+
+@main.command("all", context_settings=_HELP)
+@_with_options
+def all_scenarios(as_json: bool, **given: Any) -> None:
+    """Every scenario, a line each."""
+    options = _options(**given)
+    codes = [_report(name, options, json.dumps if as_json else short) for name in SCENARIOS]
+    sys.exit(max(codes))
+
+
+@main.command("profile", context_settings=_HELP)
+@click.argument("scenario", type=click.Choice(_PROFILED))
 @click.option(
-    "--nodes-external", metavar="HOST:PORT,...", help="Measure this cluster instead of a new one."
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results/profiles"),
+    show_default=True,
+    help="Folder for collapsed stacks and top functions.",
 )
-def main(
-    scenario: str,
-    as_json: bool,
+@_with_options
+def profile(scenario: str, output: Path, as_json: bool, **given: Any) -> None:
+    """Where the busiest leader and the client spend their time. The figures of such a run are not
+    to be compared with others."""
+    try:
+        profiler = Profiler(output, scenario)
+    except NoProfiler as error:
+        _tell(error)
+        sys.exit(1)
+    code = _report(scenario, _options(**given), json.dumps if as_json else short, profiler)
+    for path in profiler.reports:
+        top = path.read_text().splitlines()[:_REPORT_LINES]
+        print(f"\n{path}", *top, sep="\n")
+    sys.exit(code)
+
+
+def _scenario(name: str) -> click.Command:
+    @click.command(name, help=SCENARIOS[name].meaning, context_settings=_HELP)
+    @_with_options
+    def command(as_json: bool, **given: Any) -> None:
+        sys.exit(_report(name, _options(**given), json.dumps if as_json else table))
+
+    return command
+
+
+for _name in SCENARIOS:
+    main.add_command(_scenario(_name))
+
+
+def _options(
+    *,
     seconds: float,
     warmup: float,
     kills: int | None,
+    scale: float,
     nodes: int,
     settings: tuple[str, ...],
-    nodes_external: str | None,
-) -> None:
-    """Run SCENARIO against a cluster of its own on this machine, and print what was measured."""
-    pairs = dict(setting.partition("=")[::2] for setting in settings)
-    cluster: Cluster = (
-        ExternalCluster(nodes_external)
-        if nodes_external
-        else LaunchedCluster(nodes=nodes, settings=pairs)
+    nodes_external: str,
+) -> Options:
+    return Options(
+        seconds=seconds,
+        warmup_s=warmup,
+        kills=kills,
+        scale=scale,
+        nodes=nodes,
+        settings=dict(setting.partition("=")[::2] for setting in settings),
+        external=nodes_external,
     )
+
+
+def _report(
+    scenario: str,
+    options: Options,
+    form: Callable[[dict[str, Any]], str],
+    profiler: Profiler | None = None,
+) -> int:
+    """The exit code."""
+    failed: Exception | None = None
+    interrupted = False  # an except* block cannot exit
     try:
-        result = uvloop.run(
-            _measure(
-                scenario,
-                cluster,
-                min(nodes, 3),
-                seconds=seconds,
-                warmup_s=warmup,
-                kills=kills or 0,
-            )
-        )
-    except (ClusterFailed, QuorumqError) as error:
-        print(f"error: BENCH: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
+        line = uvloop.run(measure(scenario, options, profiler=profiler))
+    except* (ClusterFailed, NoProfiler, QuorumqError, grpc.aio.AioRpcError) as group:
+        failed = _first(group)
+    except* KeyboardInterrupt:
+        interrupted = True
+    if interrupted:
         sys.exit(130)
-    line = {
-        "scenario": scenario,
-        "commit": _commit(),
-        "config": {
-            "nodes": "external" if nodes_external else nodes,
-            "settings": pairs,
-            "warmup_s": warmup,
-            **result.config,
-        },
-        "seconds": round(result.seconds, 3),
-        **result.figures,
-        "failures": result.failures,
-    }
-    print(json.dumps(line) if as_json else _table(line), flush=True)
-    sys.exit(1 if result.failures else 0)
+    if failed is not None:
+        _tell(failed, scenario)
+        return 1
+    print(form(line), flush=True)
+    return 1 if line["failures"] else 0
 
 
-async def _measure(
-    scenario: str, cluster: Cluster, factor: int, *, seconds: float, warmup_s: float, kills: int
-) -> Result:
-    module = importlib.import_module(f"bench.scenarios.{scenario.replace('-', '_')}")
-    async with cluster:
-        setup = Setup(cluster, seconds, warmup_s, kills, factor)
-        result: Result = await module.run(setup)
-        return result
+def _first(group: BaseExceptionGroup[Any]) -> Exception:
+    first: Any = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, Exception)
+    return first
 
 
-def _commit() -> str:
-    """Of the tree this runs from; `+` = with changes; empty outside of one."""
-    root = Path(__file__).parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _table(line: dict[str, Any]) -> str:
-    rows: list[tuple[str, str]] = []
-    for name, value in line.items():
-        if isinstance(value, dict):
-            rows += [(f"{name} {key}", _shown(inner)) for key, inner in value.items()]
-        else:
-            rows.append((name, _shown(value)))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
-    return f"{value:,}" if isinstance(value, int | float) else str(value)
+def _tell(error: Exception, scenario: str = "") -> None:
+    where = f"{scenario}: " if scenario else ""
+    print(f"error: BENCH: {where}{' '.join(str(error).split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -59,9 +59,6 @@ class LaunchedCluster:
     def pids(self) -> dict[int, int]:
         return {int(i): node["pid"] for i, node in self._status["nodes"].items()}
 
-    def endpoint(self, node_id: int) -> str:
-        return str(self._status["nodes"][str(node_id)]["client_endpoint"])
-
     async def kill(self, node_id: int) -> None:
         await self._ask(f"kill {node_id}")
 

@@ -3,11 +3,11 @@ send time is the moment the one before was answered."""
 
 from __future__ import annotations
 
-import asyncio
 import os
+from time import perf_counter
 
 from bench.latencies import Latencies
-from bench.setup import Result, Setup, metered
+from bench.setup import Result, Setup
 from quorumq import Producer
 
 
@@ -19,11 +19,10 @@ async def run(setup: Setup) -> Result:
         )
         async with client.producer("bench-latency", linger_ms=0) as producer:
             await _one_at_a_time(producer, body, setup.warmup_s)
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            async with metered(setup.cluster) as usage:
+            async with setup.measured() as usage:
+                began = perf_counter()
                 latencies = await _one_at_a_time(producer, body, setup.seconds)
-            seconds = loop.time() - began
+                seconds = perf_counter() - began
     return Result(
         seconds,
         {"records_per_s": round(len(latencies) / seconds), **latencies.figures(), **usage},
@@ -37,13 +36,12 @@ async def run(setup: Setup) -> Result:
 
 
 async def _one_at_a_time(producer: Producer, body: bytes, seconds: float) -> Latencies:
-    loop = asyncio.get_running_loop()
     latencies = Latencies()
-    intended = loop.time()
+    intended = perf_counter()
     end = intended + seconds
     while intended < end:
         await producer.send_and_wait(body)
-        answered = loop.time()
+        answered = perf_counter()
         latencies.add(answered - intended)
         intended = answered
     return latencies

@@ -3,11 +3,11 @@ most 16 in flight, 6 partitions. What counts is acknowledged: the clock stops af
 
 from __future__ import annotations
 
-import asyncio
 import os
+from time import perf_counter
 
 from bench.latencies import Latencies
-from bench.setup import Result, Setup, metered
+from bench.setup import Result, Setup
 from quorumq import Producer, RecordFuture
 
 PARTITIONS = 6
@@ -32,10 +32,10 @@ async def produce(setup: Setup, *, record_bytes: int) -> Result:
             latencies = Latencies()
             await _send_for(producer, body, setup.warmup_s, latencies)
             latencies.clear()
-            began = asyncio.get_running_loop().time()
-            async with metered(setup.cluster) as usage:
+            async with setup.measured() as usage:
+                began = perf_counter()
                 count = await _send_for(producer, body, setup.seconds, latencies)
-            seconds = asyncio.get_running_loop().time() - began
+                seconds = perf_counter() - began
     return Result(
         seconds,
         {
@@ -57,18 +57,14 @@ async def produce(setup: Setup, *, record_bytes: int) -> Result:
 
 async def _send_for(producer: Producer, body: bytes, seconds: float, latencies: Latencies) -> int:
     """How many records were acknowledged; raises the first failure."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
+    end = perf_counter() + seconds
     turns = 0
-    while True:
-        began = loop.time()
-        if began >= end:
-            break
+    while perf_counter() < end:
         for _ in range(_SENDS_A_TURN - 1):
             producer.send(body)
         last = producer.send(body)
         if turns % _SAMPLE_EVERY == 0:
-            last.add_done_callback(_Sample(latencies, loop.time(), loop))
+            last.add_done_callback(_Sample(latencies))
         turns += 1
         await producer.ready()
     await producer.flush()
@@ -78,14 +74,11 @@ async def _send_for(producer: Producer, body: bytes, seconds: float, latencies: 
 class _Sample:
     """Takes a record's latency when it is acknowledged; flush raises if it failed."""
 
-    __slots__ = ("_latencies", "_loop", "_sent_at")
+    __slots__ = ("_latencies", "_sent_at")
 
-    def __init__(
-        self, latencies: Latencies, sent_at: float, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, latencies: Latencies) -> None:
         self._latencies = latencies
-        self._sent_at = sent_at
-        self._loop = loop
+        self._sent_at = perf_counter()
 
     def __call__(self, _future: RecordFuture) -> None:
-        self._latencies.add(self._loop.time() - self._sent_at)
+        self._latencies.add(perf_counter() - self._sent_at)

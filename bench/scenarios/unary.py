@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from time import perf_counter
 
 import grpc
 import grpc.aio
 
 from bench.latencies import Latencies
-from bench.setup import Result, Setup, metered
+from bench.setup import Result, Setup
 from quorumq.v1 import messaging_pb2, messaging_pb2_grpc, records_pb2
 
 STUBS = 64
@@ -29,11 +30,10 @@ async def run(setup: Setup) -> Result:
             for i in range(STUBS)
         ]
         await _all(stubs, setup.warmup_s)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        async with metered(setup.cluster) as usage:
+        async with setup.measured() as usage:
+            began = perf_counter()
             latencies, failures = await _all(stubs, setup.seconds)
-        seconds = loop.time() - began
+            seconds = perf_counter() - began
     finally:
         for channel in channels:
             await channel.close()
@@ -54,7 +54,7 @@ async def _all(
     stubs: list[messaging_pb2_grpc.MessagingServiceStub], seconds: float
 ) -> tuple[Latencies, int]:
     latencies = Latencies()
-    end = asyncio.get_running_loop().time() + seconds
+    end = perf_counter() + seconds
     failures = await asyncio.gather(*(_calls(stub, end, latencies) for stub in stubs))
     return latencies, sum(failures)
 
@@ -63,7 +63,6 @@ async def _calls(
     stub: messaging_pb2_grpc.MessagingServiceStub, end: float, latencies: Latencies
 ) -> int:
     """Back to back until `end`; how many failed."""
-    loop = asyncio.get_running_loop()
     record = records_pb2.Record(value=os.urandom(100))
     request = messaging_pb2.ProduceRequest(
         topic="bench-unary",
@@ -72,13 +71,15 @@ async def _calls(
         ),
     )
     failures = 0
-    intended = loop.time()
+    intended = perf_counter()
     while intended < end:
         try:
             await stub.Produce(request, timeout=10)
         except grpc.aio.AioRpcError:
             failures += 1
-        answered = loop.time()
+            intended = perf_counter()
+            continue
+        answered = perf_counter()
         latencies.add(answered - intended)
         intended = answered
     return failures
