@@ -305,6 +305,8 @@ def on_install_reply(state: RaftState, message: InstallSnapshotReply) -> None:
     if progress is None:
         return
     progress.recent_active = True
+    if message.snapshot_index > state.log.last_index:
+        return  # of a newer leader: this one is deposed and does not know
     if progress.state is ProgressState.SNAPSHOT and message.success:
         progress.snapshot_index = max(progress.snapshot_index, message.snapshot_index)
         progress.become_probe()

@@ -172,6 +172,13 @@ MUTANTS = (
         story="snapshot_overtaken",
     ),
     Mutant(
+        "believes_in_checkpoints_beyond_its_log",  # found by a random schedule
+        "leader",
+        "    if message.snapshot_index > state.log.last_index:\n        return",
+        "    if False:\n        return",
+        story="snapshot_ahead_of_a_deposed_leader",
+    ),
+    Mutant(
         "ignores_the_leaders_of_later_terms",  # rule R6: a stuck higher term
         "core",
         "AppendEntriesReply(state.replica_id, message.sender, state.term, False, 0)",
