@@ -259,7 +259,7 @@ class _Work:
         self._responses: dict[int, wire.ProduceResponse] = {}
         self._unfinished = 0
         self._answer: Answer | None = None
-        self._finished: Callable[[], None] = lambda: None
+        self._finished: Callable[[], None] = _nothing
 
     @property
     def budgets(self) -> list[Budget]:
@@ -313,7 +313,10 @@ class _Work:
     def _item_finished(self, _item: Item) -> None:
         self._unfinished -= 1
         if not self._unfinished:
-            self._finished()
+            finished, self._finished, self._answer = self._finished, _nothing, None
+            # Items point here. Without this, batches would live until the garbage collector came.
+            self._items.clear()
+            finished()
 
     def _combined(self) -> wire.ProduceResponse:
         """One result a record. When nothing at all was stored, the answer is an error."""
@@ -339,6 +342,9 @@ class _Work:
             worst = next(r.error for r in in_order if known or not r.error.outcome_known)
             combined.error.CopyFrom(worst)
         return combined
+
+
+def _nothing() -> None: ...
 
 
 def _results(response: wire.ProduceResponse, count: int) -> list[wire.ProduceResult]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from random import Random
 
 import pytest
 
+from node.services.items import Item
 from quorumq import methods
 from quorumq.channel import CallFailed
 from quorumq.errors import from_status
@@ -202,3 +204,20 @@ def test_streams_through_any_node_keep_order_over_a_bad_network(seed: int) -> No
         await check_all_once_in_order(cluster, writers, 200)
 
     play(story, seed=seed)
+
+
+def test_nothing_of_an_answered_request_waits_for_the_garbage_collector() -> None:
+    async def story(cluster: SimCluster) -> None:
+        await produce(cluster, 1, batch=batch(b"first"), partition=0)
+        gc.collect()
+        gc.disable()
+        try:
+            for node_id in cluster.nodes:
+                await produce(cluster, node_id, batch=batch(b"x"), partition=0)
+            await StreamWriter(cluster, 1, 101).write(5)
+            await asyncio.sleep(1.0)
+            assert [one for one in gc.get_objects() if type(one) is Item] == []
+        finally:
+            gc.enable()
+
+    play(story)
