@@ -89,6 +89,7 @@ class Host:
         self.options = options
         self.groups: dict[int, Group] = {}
         self.peers = Peers(node_id, silence_ticks=options.peer_silence_ticks)
+        self._reachable: dict[int, None] = {}
         self._random = random
         self._failed = failed
         self._tasks = TaskGroup(f"host-{node_id}", on_failure=self._task_failed)
@@ -221,10 +222,16 @@ class Host:
     def set_peer(self, node_id: int, endpoint: str) -> None:
         if node_id != self.node_id:
             self.peers.set_node(node_id)
+            self._reachable[node_id] = None
             self.transport.set_peer(node_id, endpoint)
+
+    def can_reach(self, node_id: int) -> bool:
+        """Somebody told where the node is."""
+        return node_id in self._reachable
 
     def forget_peer(self, node_id: int) -> None:
         self.peers.forget_node(node_id)
+        self._reachable.pop(node_id, None)
         self.transport.set_peer(node_id, None)
 
     # --- turns -----------------------------------------------------------------------------------

@@ -207,11 +207,13 @@ class Machine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One run of one node as its peers see it. `boot_id` differs after every start of a process."""
+    """One run of one node as its peers see it. `boot_id` differs after every start of a process.
+    `endpoint`: where it says that peers reach it."""
 
     node_id: int
     incarnation: str
     boot_id: str
+    endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,15 +60,23 @@ PEER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 class Identity:
-    """Who this node is to its peers. `cluster_id` is "" until the cluster is founded or joined; set
-    once, and streams begin then. The rest never changes in a process's life."""
+    """Who this node is to its peers, and the `endpoint` by which they reach it. `cluster_id` is ""
+    until the cluster is founded or joined; set once, and streams begin then. The rest never changes
+    in a process's life."""
 
     def __init__(
-        self, *, node_id: int, incarnation: str, boot_id: str, cluster_id: str = ""
+        self,
+        *,
+        node_id: int,
+        incarnation: str,
+        boot_id: str,
+        endpoint: str = "",
+        cluster_id: str = "",
     ) -> None:
         self.node_id = node_id
         self.incarnation = incarnation
         self.boot_id = boot_id
+        self.endpoint = endpoint
         self._cluster_id = ""
         self.has_cluster = asyncio.Event()
         if cluster_id:
@@ -87,7 +95,7 @@ class Identity:
 
     @property
     def peer(self) -> Peer:
-        return Peer(self.node_id, self.incarnation, self.boot_id)
+        return Peer(self.node_id, self.incarnation, self.boot_id, self.endpoint)
 
     def metadata(self, to_node_id: int) -> tuple[tuple[str, str], ...]:
         """`to_node_id` 0: whoever answers at the endpoint."""
@@ -96,6 +104,7 @@ class Identity:
             ("quorumq-node-id", str(self.node_id)),
             ("quorumq-incarnation", self.incarnation),
             ("quorumq-boot-id", self.boot_id),
+            ("quorumq-endpoint", self.endpoint),
         )
         return (*me, ("quorumq-to-node-id", str(to_node_id))) if to_node_id else me
 
@@ -253,7 +262,10 @@ async def closing(
 def _peer(told: Mapping[str, str]) -> Peer:
     try:
         return Peer(
-            int(told["quorumq-node-id"]), told["quorumq-incarnation"], told["quorumq-boot-id"]
+            int(told["quorumq-node-id"]),
+            told["quorumq-incarnation"],
+            told["quorumq-boot-id"],
+            told.get("quorumq-endpoint", ""),
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"metadata names no node: {error}") from error

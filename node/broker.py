@@ -316,7 +316,17 @@ class Broker:
     # --- Receiver --------------------------------------------------------------------------------
 
     def receive(self, peer: Peer, envelope: Envelope) -> None:
+        if not self.host.can_reach(peer.node_id):
+            self._meet(peer)
         self.host.receive(peer, envelope)
+
+    def _meet(self, peer: Peer) -> None:
+        """This node's catalog does not name the peer (yet): it has just joined, or members changed
+        while it was down. What it needs to learn of them comes from this very peer perhaps, and
+        only if it hears answers."""
+        gone = self.controller.catalog.is_gone(peer.node_id, peer.incarnation)
+        if peer.endpoint and not gone:
+            self.host.set_peer(peer.node_id, peer.endpoint)
 
     def peer_connected(self, node_id: int) -> None:
         self.host.peer_connected(node_id)

@@ -132,6 +132,7 @@ class Node:
             node_id=config.node_id,
             incarnation=folder.incarnation,
             boot_id=secrets.token_hex(8),
+            endpoint=config.peer_advertise,
         )
 
         def new_transport(receiver: Receiver) -> Transport:

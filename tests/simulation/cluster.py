@@ -62,6 +62,7 @@ class SimNode:
             node_id=self.node_id,
             incarnation=self.incarnation,
             boot_id=f"{self.incarnation}.{self.runs}",
+            endpoint=self.endpoint,
         )
 
         def new_transport(receiver: Receiver) -> Transport:

@@ -202,6 +202,46 @@ def test_a_dead_node_is_replaced_by_another(seed: int) -> None:
 
 
 @SEEDS
+def test_a_node_joins_though_it_was_not_told_of_the_one_that_leads(seed: int) -> None:
+    """Founders go, and those who join are still told of them only."""
+
+    async def story(cluster: Members) -> None:
+        cluster.add(4)
+        await cluster.until(lambda: cluster.catalog.member(4), "node 4 to join")
+        await cluster.succeeded(await cluster.operate(m.OperationKind.DRAIN_NODE, 1))
+        await cluster.succeeded(await cluster.operate(m.OperationKind.REMOVE_NODE, 1))
+        await cluster.nodes.pop(1).stop()
+        await lead_controller(cluster, 4)
+        cluster.initial_peers = {3: "node-3:9500"}
+        cluster.add(5)
+        await cluster.until(lambda: knows_itself(cluster, 5), "node 5 to hear of the cluster")
+
+    play(story, seed=seed)
+
+
+async def lead_controller(cluster: Members, node_id: int) -> None:
+    def leads() -> bool:
+        for broker in cluster.brokers():
+            group = broker.host.groups[m.CONTROLLER_GROUP_ID]
+            if not group.is_leader or group.core.transferee:
+                continue
+            if broker.me.node_id == node_id:
+                return True
+            member = broker.controller.catalog.member(node_id)
+            assert member is not None
+            if group.configuration.is_voter(member.controller_replica_id):
+                group.transfer_leadership(member.controller_replica_id)
+        return False
+
+    await cluster.until(leads, f"node {node_id} to lead the controller")
+
+
+def knows_itself(cluster: Members, node_id: int) -> bool:
+    broker = cluster.nodes[node_id].broker
+    return broker is not None and broker.controller.catalog.member(node_id) is not None
+
+
+@SEEDS
 def test_leaders_come_home_after_a_rolling_restart(seed: int) -> None:
     async def story(cluster: Members) -> None:
         for node in list(cluster.nodes.values()):
