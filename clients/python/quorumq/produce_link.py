@@ -131,23 +131,32 @@ class ProduceLink(Generic[Q, R]):
                     self._wake = loop.create_future()
                     await self._wake
                     continue
-                self._written_id, request = self._unwritten.popleft()
-                await stream.write(request)
+                await stream.write(self._next())
         except CallFailed as failure:
             self._end(from_status(failure.code, failure.details, failure.trailers))
+
+    def _next(self) -> Q:
+        """Not a local of `_write`: that would keep the last request alive while nothing comes."""
+        self._written_id, request = self._unwritten.popleft()
+        return request
 
     async def _read(self, stream: RequestStream[Q, R]) -> None:
         try:
             async for response in stream:
-                done = self._pending.pop(self._id_of(response), None)
-                if done is None:
+                if not self._answered(response):
                     stream.cancel()
                     self._end(ConnectionLost(f"{self.endpoint} answered what was not asked"))
                     return
-                done(response)
             self._end(ConnectionLost(f"{self.endpoint} ended the stream"))
         except CallFailed as failure:
             self._end(from_status(failure.code, failure.details, failure.trailers))
+
+    def _answered(self, response: R) -> bool:
+        """False if nobody asked for it."""
+        done = self._pending.pop(self._id_of(response), None)
+        if done is not None:
+            done(response)
+        return done is not None
 
     def _end(self, cause: QuorumqError) -> None:
         if self._ended is not None:
