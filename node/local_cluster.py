@@ -15,7 +15,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -46,21 +46,20 @@ class LocalCluster:
         self.base_dir.mkdir(parents=True, exist_ok=True)
         self._settings = dict(settings or {})
         self._zones = dict(zones or {})
+        self._last_id = nodes
         self._environment = dict(environment or {})
         self.nodes: dict[int, LocalNode] = {}
         ports = free_ports(3 * nodes)
-        founders = {i: f"127.0.0.1:{ports[3 * i - 2]}" for i in range(1, nodes + 1)}
-        for node_id in founders:
-            self._define(node_id, tuple(ports[3 * node_id - 3 : 3 * node_id]), founders)
-        self._founders = founders
+        for node_id in range(1, nodes + 1):
+            self._define(node_id, ports[3 * node_id - 3 : 3 * node_id])
+        self._tell_peers()
 
-    def _define(self, node_id: int, ports: tuple[int, ...], peers: Mapping[int, str]) -> LocalNode:
+    def _define(self, node_id: int, ports: Sequence[int]) -> LocalNode:
         client, peer, metrics = ports
         settings = {
             "listen": f"127.0.0.1:{client}",
             "peer_listen": f"127.0.0.1:{peer}",
             "metrics_listen": f"127.0.0.1:{metrics}",
-            "peers": ",".join(f"{i}={endpoint}" for i, endpoint in peers.items()),
             "zone": self._zones.get(node_id, ""),
             **self._settings,
         }
@@ -72,6 +71,13 @@ class LocalCluster:
         )
         self.nodes[node_id] = node
         return node
+
+    def _tell_peers(self) -> None:
+        """When they start next: a node that begins anew finds its cluster through those there are
+        now."""
+        peers = ",".join(f"{i}={node.peer_endpoint}" for i, node in self.nodes.items())
+        for node in self.nodes.values():
+            node.settings["peers"] = peers
 
     @property
     def servers(self) -> str:
@@ -154,15 +160,23 @@ class LocalCluster:
         assert not node.is_running, f"node {node_id} runs"
         shutil.rmtree(node.data_dir, ignore_errors=False)
 
+    def remove(self, node_id: int) -> None:
+        """The machine is gone for good: kill the process, delete its folder, know it no more. The
+        cluster is not told."""
+        self.nodes[node_id].kill()
+        self.wipe(node_id)
+        del self.nodes[node_id]
+        self._tell_peers()
+
     async def add_node(
         self, *, zone: str = "", wait: bool = True, timeout_s: float = READY_TIMEOUT_S
     ) -> int:
         """Start one more node, which joins through those there are. Returns its id."""
-        node_id = max(self.nodes, default=0) + 1
-        ports = free_ports(3)
+        self._last_id = node_id = self._last_id + 1
         self._zones[node_id] = zone
-        peers = {**self._founders, node_id: f"127.0.0.1:{ports[1]}"}
-        self._define(node_id, tuple(ports), peers).start()
+        node = self._define(node_id, free_ports(3))
+        self._tell_peers()
+        node.start()
         if wait:
             await self.wait_ready([node_id], timeout_s=timeout_s)
         return node_id

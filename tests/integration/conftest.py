@@ -1,8 +1,13 @@
-"""Clusters of real processes. The shared one is put back in order before each test that uses it."""
+"""Clusters of real processes. The shared one is put back in order before each test that uses it.
+
+All tests here run in one event loop: grpc.aio's poller, one for the process, does not forget a loop
+that is closed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +17,19 @@ from node.local_cluster import LocalCluster
 from quorumq import Client, connect
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared_cluster() -> AsyncIterator[LocalCluster]:
     async with LocalCluster() as cluster:
         yield cluster
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def cluster(shared_cluster: LocalCluster) -> LocalCluster:
     """Three nodes, all of them up. What a test stores is its own topics; the nodes it kills or
     stops the next test finds started again."""
@@ -28,7 +39,7 @@ async def cluster(shared_cluster: LocalCluster) -> LocalCluster:
     return shared_cluster
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def client(cluster: LocalCluster) -> AsyncIterator[Client]:
     async with await connect(cluster.servers) as client:
         yield client
