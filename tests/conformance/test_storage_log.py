@@ -87,7 +87,7 @@ def test_R2_entries_hard_state_and_truncation_are_one_batch(rig: Rig) -> None:
     assert opened(rig).hard_state == HardState(2, 1, 4)
 
 
-def test_R20_last_index_and_term_are_those_after_a_truncation(rig: Rig) -> None:
+def test_last_index_and_term_are_those_after_a_truncation(rig: Rig) -> None:
     """Bug class 20: a stale end of the log after its tail was overwritten by a shorter one."""
     log = opened(rig)
     append(rig, log, commands(1, 9, term=1))
