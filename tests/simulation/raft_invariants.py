@@ -35,7 +35,8 @@ class Invariants:
         self._committed_configuration_index = 0
         self._boots: dict[int, int] = {}
         self._leaders: dict[int, tuple[int, int]] = {}  # term -> (replica, its boot)
-        self._entries: dict[tuple[int, int], tuple[Any, int]] = {}  # (index, term) -> entry, prev
+        # By place: the entry there, and the place before it.
+        self._entries: dict[tuple[int, int], tuple[Any, tuple[int, int]]] = {}
         self._committed: list[Any] = [None]  # by index: the entry, once anyone knew it committed
         self._commit_terms: list[tuple[int, int]] = [(0, 0)]  # (index, term of who knew), rising
         self._commit_index: dict[int, int] = {}

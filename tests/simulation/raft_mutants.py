@@ -102,6 +102,7 @@ MUTANTS = (
         "log",
         "            claim[1] = min(claim[1], first - 1)",
         "            pass",
+        story="async_append_aba",
     ),
     Mutant(
         "truncation_leaves_durable_index",  # bug class 20
