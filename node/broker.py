@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from cluster.controller import commands as c
 from cluster.controller.access import (
@@ -25,7 +25,7 @@ from cluster.controller.access import (
 )
 from cluster.controller.codec import decode_command, encode_reply
 from cluster.controller.machine import CatalogMachine
-from cluster.controller.model import CONTROLLER_GROUP_ID, Member
+from cluster.controller.model import CONTROLLER_GROUP_ID
 from cluster.controller.partition_driver import TRANSFER_METHOD, DriverOptions, PartitionDriver
 from cluster.controller.reconciler import Reconciler, ReconcilerOptions
 from cluster.controller.tables import Changes
@@ -47,6 +47,7 @@ from cluster.raft.errors import ChangeRefused, RaftRefused
 from cluster.raft.state import RaftOptions, RandomSource
 from cluster.tasks import TaskGroup
 from node.duties import Duties
+from node.metrics import NodeCounters
 from node.partitions import Partitions
 from node.replica import PartitionReplica
 from node.services.places import OPERATION_METHOD, Places
@@ -61,6 +62,10 @@ MEMBERSHIP_KEY = b"\xff" * 8 + b"m"  # outside of all groups, see node/storage/k
 _URGE_S = 0.1
 _REGISTER_RETRY_S = 1.0
 _HAND_OVER_POLL_S = 0.05
+
+
+class MemberGone(Exception):
+    """The cluster has removed or replaced this incarnation of the node: it is nobody here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,7 @@ class Broker:
         clock: Clock,
         random: RandomSource,
         options: BrokerOptions,
+        counters: NodeCounters,
         new_cluster_id: Callable[[], str],
         bind_cluster: Callable[[str], None],
         failed: Callable[[BaseException], None],
@@ -101,6 +107,7 @@ class Broker:
         self.transport = transport = new_transport(self)
         self.clock = clock
         self.options = options
+        self.counters = counters
         self._initial_peers = initial_peers
         self._bind_cluster = bind_cluster
         self.host = Host(
@@ -222,6 +229,7 @@ class Broker:
             clock=self.clock,
             clock_offset_ms=self.host.peers.clock_ahead_ms,
             clock_skew_ms_max=self.options.clock_skew_ms_max,
+            counters=self.counters,
         )
 
     async def _keep_membership(self, membership: Membership) -> None:
@@ -257,6 +265,7 @@ class Broker:
             best = max(able, key=lambda voter: (group.match_index(voter), -voter))
             try:
                 group.transfer_leadership(best)
+                self.counters.leaders_handed_over += 1
             except (RaftRefused, ChangeRefused) as error:
                 logger.info("group %d: not handed over: %s", group_id, error)
         return True
@@ -264,7 +273,8 @@ class Broker:
     # --- background ------------------------------------------------------------------------------
 
     async def _announce_self(self, membership: Membership) -> None:
-        """Found the catalog if this node leads the controller first; keep its own row true."""
+        """Found the catalog if this node leads the controller first; then say who is here. That is
+        said at every start: only the cluster knows whether this incarnation still belongs to it."""
         catalog = self.controller.catalog
         while not catalog.cluster_id:
             if membership.founders and self.host.groups[CONTROLLER_GROUP_ID].is_leader:
@@ -275,21 +285,24 @@ class Broker:
         assert catalog.cluster_id == membership.cluster_id, (
             f"the controller is of cluster {catalog.cluster_id}, this node of {membership}"
         )
-        if not _says(catalog.member(self.me.node_id), self.me):
-            while True:
-                if await self._try(c.RegisterMember(member=self.me)):
-                    break
-                await asyncio.sleep(_REGISTER_RETRY_S)
+        while True:
+            reply = await self._try(c.RegisterMember(member=self.me))
+            if reply is not None:
+                break
+            await asyncio.sleep(_REGISTER_RETRY_S)
+        if isinstance(reply, c.Refused) and reply.reason == c.Reason.MEMBER_GONE:
+            self._failed(MemberGone(reply.message))
 
-    async def _try(self, command: c.Command) -> bool:
+    async def _try(self, command: c.Command) -> c.Reply | None:
+        """None if the controller did not answer."""
         try:
             reply = await self.controller.propose(command)
         except ControllerUnavailable as error:
             logger.warning("%s: %s", type(command).__name__, error)
-            return False
+            return None
         if isinstance(reply, c.Refused):
             logger.error("%s refused: %s", type(command).__name__, reply.message)
-        return True
+        return reply
 
     async def _urge_fresh_groups(self) -> None:
         while True:
@@ -363,10 +376,3 @@ class Broker:
 
     def catch_up(self, request: CatchUpRequest) -> AsyncIterator[CatchUpChunk]:
         return self.host.catch_up(request)
-
-
-def _says(row: Member | None, me: c.Announcement) -> bool:
-    """Does the catalog know this node as it is?"""
-    return row is not None and all(
-        getattr(row, field.name) == getattr(me, field.name) for field in fields(me)
-    )

@@ -56,6 +56,8 @@ class Sources:
     partitions: Callable[[], Iterable[LocalPartition]]
     is_ready: Callable[[], bool]
     disk_full: Callable[[], bool]
+    inflight_bytes: Callable[[], int]
+    held_requests: Callable[[], int]
 
 
 class NodeCollector(Collector):
@@ -68,6 +70,10 @@ class NodeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._node()
         yield from _requests(self._sources.counters)
+        yield _gauge("inflight_bytes", "Produced and not answered.", self._sources.inflight_bytes())
+        yield _gauge(
+            "held_requests_waiting", "Waiting for a leader.", self._sources.held_requests()
+        )
         yield from self._groups()
         yield from self._topics()
         yield from self._partitions()
@@ -154,7 +160,7 @@ class NodeCollector(Collector):
         yield _gauge("disk_full", "1 while appends are refused.", self._sources.disk_full())
         yield _gauge("storage_pressure", "1 and above: no appends.", engine.pressure)
         yield _gauge("flush_running_ms", "Age of the flush under way.", engine.flush_running_ms())
-        yield _counter("flushes", "Flushes waited for.", engine.flushes.count)
+        yield _histogram("flush_ms", "Flush of the write-ahead log.", engine.flushes.histogram)
         yield _gauge("flush_mean_ms", "Moving average of ten flushes.", engine.flushes.mean_ms)
         yield _gauge("flush_max_ms", "Slowest flush so far.", engine.flushes.max_ms)
         properties = GaugeMetricFamily(
@@ -223,23 +229,17 @@ def _requests(counters: NodeCounters) -> Iterator[Metric]:
         ("elections_won", "Leaderships that began here."),
         ("elections_lost", "Leaderships that ended here."),
         ("leaders_handed_over", "Leaderships handed over on purpose."),
-        ("catch_ups_fetched", "Replicas here that caught up by a checkpoint."),
-        ("catch_ups_served", "Checkpoints sent to other nodes."),
         ("trimmed_records", "Records that retention removed."),
         ("skewed_stamps", "Times taken from the median, this node's clock being off."),
     ):
         yield _counter(name, meaning, getattr(counters, name))
     yield _gauge("calls", "Calls and streams under way.", counters.calls_now)
-    yield _gauge("inflight_bytes", "Produced and not answered.", counters.inflight_bytes_now)
-    yield _gauge("held_requests_waiting", "Waiting for a leader.", counters.held_requests_now)
     yield _gauge("read_streams", "Read streams under way.", counters.read_streams_now)
     errors = CounterMetricFamily("quorumq_errors", "Errors answered.", labels=["reason"])
     for reason, count in counters.errors.items():
         errors.add_metric([reason], count)
     yield errors
     yield _histogram("produce_ms", "From a produce's arrival to its answer.", counters.produce_ms)
-    yield _histogram("flush_ms", "Flush of the write-ahead log.", counters.flush_ms)
-    yield _histogram("checkpoint_ms", "Building of a checkpoint.", counters.checkpoint_ms)
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 LATENCY_BOUNDS_MS = (0.5, 1, 2, 3, 5, 8, 12, 20, 35, 60, 100, 200, 500, 1_000, 2_500, 10_000)
 FLUSH_BOUNDS_MS = (0.1, 0.2, 0.4, 0.7, 1, 2, 4, 8, 15, 30, 60, 125, 250, 500, 1_000, 2_500)
-CHECKPOINT_BOUNDS_MS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000)
 
 
 class Histogram:
@@ -45,18 +44,12 @@ class NodeCounters:
 
     __slots__ = (
         "calls_now",
-        "catch_ups_fetched",
-        "catch_ups_served",
-        "checkpoint_ms",
         "dedup_id_hits",
         "elections_lost",
         "elections_won",
         "errors",
-        "flush_ms",
         "forwarded_requests",
         "held_requests",
-        "held_requests_now",
-        "inflight_bytes_now",
         "leaders_handed_over",
         "produce_bytes",
         "produce_ms",
@@ -87,23 +80,16 @@ class NodeCounters:
         self.read_streams_now = 0
         # --- requests of any kind
         self.calls_now = 0
-        self.inflight_bytes_now = 0
         self.forwarded_requests = 0  # sent on to the node that leads
         self.held_requests = 0  # waited for a leader
-        self.held_requests_now = 0
         self.throttled_requests = 0
         self.errors: dict[str, int] = {}
         # --- groups
         self.elections_won = 0
         self.elections_lost = 0  # leaderships that ended here
         self.leaders_handed_over = 0
-        self.catch_ups_fetched = 0
-        self.catch_ups_served = 0
         self.trimmed_records = 0
         self.skewed_stamps = 0  # stamped with the median, this node's clock being off
-        # --- disk
-        self.flush_ms = Histogram(FLUSH_BOUNDS_MS)
-        self.checkpoint_ms = Histogram(CHECKPOINT_BOUNDS_MS)
 
     def count_error(self, reason: str) -> None:
         self.errors[reason] = self.errors.get(reason, 0) + 1

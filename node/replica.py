@@ -23,6 +23,7 @@ from cluster.interfaces import (
 )
 from cluster.raft.messages import Entry, EntryKind
 from node import codec
+from node.metrics import NodeCounters
 from node.partition.commands import (
     EXPIRE_PRODUCERS_MAX,
     PRODUCERS_MAX,
@@ -83,13 +84,14 @@ class PartitionReplica:
         clock: Clock,
         clock_offset_ms: Callable[[], int],
         clock_skew_ms_max: int,
+        counters: NodeCounters,
     ) -> None:
         self.group_id = group_id
         self.machine = PartitionMachine()
         self.index = RecordIndex(reader, group_id)
         self.listeners: list[Callable[[], None]] = []
         self.leader_term = 0
-        self.skewed_stamps = 0
+        self._counters = counters
         self._log = log
         self._clock = clock
         self._clock_offset_ms = clock_offset_ms
@@ -112,6 +114,7 @@ class PartitionReplica:
                 replies.append(None)
                 continue
             command = codec.decode(entry.data)
+            first_offset = machine.first_offset
             reply, effects = machine.apply(entry.index, entry.term, command)
             replies.append(reply)
             for effect in effects:
@@ -120,6 +123,9 @@ class PartitionReplica:
                     self.index.put(batch, _row(effect))
                 elif type(effect) is Trimmed:
                     self._trimmed(effect.first_offset, batch)
+                    if self.leader_term:
+                        trimmed = effect.first_offset - first_offset
+                        self._counters.trimmed_records += trimmed
         if moved:
             self._tell()
         return replies
@@ -153,6 +159,9 @@ class PartitionReplica:
             self._log_time_base_ms = self.machine.log_time_ms
             self._monotonic_base_ms = self._clock.monotonic_ms()
             self._stamped_wall_ms = self.machine.wall_time_ms
+            self._counters.elections_won += 1
+        else:
+            self._counters.elections_lost += 1
         self.leader_term = term if is_leader else 0
         self._tell()
 
@@ -167,7 +176,7 @@ class PartitionReplica:
         offset_ms = self._clock_offset_ms()
         if abs(offset_ms) > self._clock_skew_ms_max:
             wall_ms -= offset_ms
-            self.skewed_stamps += 1
+            self._counters.skewed_stamps += 1
         if wall_ms > self._stamped_wall_ms:
             self._stamped_wall_ms = wall_ms
         return Stamp(self._log_time_base_ms + elapsed_ms, self._stamped_wall_ms)

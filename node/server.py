@@ -26,7 +26,7 @@ from cluster.raft.state import RaftOptions
 from cluster.tasks import TaskGroup
 from cluster.transport import GrpcTransport
 from node import startup
-from node.broker import Broker, BrokerOptions
+from node.broker import Broker, BrokerOptions, MemberGone
 from node.config import NodeConfig
 from node.disk_watch import DiskWatch
 from node.exposition import MetricsServer, Sources
@@ -155,6 +155,7 @@ class Node:
             clock=self.clock,
             random=self.random,
             options=_broker_options(config),
+            counters=self.counters,
             new_cluster_id=lambda: secrets.token_hex(16),
             bind_cluster=bind_cluster,
             failed=self._failed,
@@ -196,10 +197,12 @@ class Node:
         await self._serve(server, config.listen)
         self._tasks.start(watch.run(), name="disk watch")
         self._tasks.start(self._health.follow(broker.host, broker.controller), name="health")
-        await self._show_metrics(broker, folder, watch)
+        await self._show_metrics(broker, folder, watch, front)
         logger.info("serves clients at %s", config.listen)
 
-    async def _show_metrics(self, broker: Broker, folder: DataFolder, watch: DiskWatch) -> None:
+    async def _show_metrics(
+        self, broker: Broker, folder: DataFolder, watch: DiskWatch, front: Front
+    ) -> None:
         if not self.config.metrics_listen:
             return
         sources = Sources(
@@ -211,6 +214,8 @@ class Node:
             partitions=broker.partitions.all,
             is_ready=lambda: self._health.is_ready,
             disk_full=lambda: watch.full,
+            inflight_bytes=lambda: front.inflight_bytes,
+            held_requests=lambda: front.held_requests,
         )
         self._metrics = MetricsServer(sources)
         try:
@@ -290,6 +295,10 @@ async def run(config: NodeConfig) -> int:
         node.set_aside(str(error))
     if error is None:
         return startup.EXIT_OK
+    if isinstance(error, MemberGone):
+        raise startup.WrongDataFolder(
+            f"{config.data_dir}: {error}; to join as a new node, start with an empty folder"
+        )
     raise startup.StorageFailed(f"stopped after a failure: {error}")
 
 

@@ -25,7 +25,8 @@ class PortInUse(StartupError):
 
 
 class WrongDataFolder(StartupError):
-    """The data folder belongs to another node or another cluster."""
+    """The data folder belongs to another node, another cluster, or a node that was removed or
+    replaced."""
 
     exit_code = 11
     reason = "WRONG_DATA_FOLDER"

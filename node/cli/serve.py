@@ -51,8 +51,8 @@ def command(config_file: Path | None, **flags: str | None) -> int:
     It then hands its leaderships over, ends its calls and stops; a second signal stops it at once.
 
     Exit codes: 0 stopped by a signal, 2 contradictory settings, 10 port in use, 11 data folder of
-    another node or cluster, 12 of a newer version, 13 no disk room, 14 data folder in use, 15 data
-    folder unusable, 16 storage failed while running, 1 anything else.
+    another node or cluster or of one that is gone, 12 of a newer version, 13 no disk room, 14 data
+    folder in use, 15 data folder unusable, 16 storage failed while running, 1 anything else.
     """
     try:
         settings = config.load(flags, os.environ, config_file)

@@ -131,6 +131,16 @@ class Front:
         """What other nodes may call besides, by method of the peers' own call."""
         return self._admin.peer_functions()
 
+    @property
+    def inflight_bytes(self) -> int:
+        """Produced and not answered."""
+        return self._producing.inflight_bytes
+
+    @property
+    def held_requests(self) -> int:
+        """Batches that wait for a leader, or for room."""
+        return self._lanes.waiting
+
     def start_draining(self) -> None:
         """Readers are told to go elsewhere; everything is still served."""
         self.draining.set()

@@ -53,6 +53,10 @@ class Lane:
         self.budget = Budget(bytes_max=lanes.lane_bytes_max)
 
     @property
+    def waiting(self) -> int:
+        return len(self._waiting) + len(self._back)
+
+    @property
     def is_idle(self) -> bool:
         return not (self._waiting or self._under_way or self._back or self._watch or self._pause)
 
@@ -378,6 +382,11 @@ class Lanes:
         self._refusal = why
         for lane in list(self._lanes.values()):
             lane.refuse_all(why)
+
+    @property
+    def waiting(self) -> int:
+        """Items that are not under way."""
+        return sum(lane.waiting for lane in self._lanes.values())
 
     def drop(self, item: Item) -> None:
         lane = self._lanes.get(item.topic.group_ids[item.request.partition])

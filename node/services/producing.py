@@ -99,6 +99,10 @@ class Producing:
         """The same from another node: what is not led here is refused with NOT_LEADER."""
         await self._stream(requests, call, forwarded=True)
 
+    @property
+    def inflight_bytes(self) -> int:
+        return self._node_budget.bytes
+
     async def answered(self) -> None:
         """Returns when nothing is left that was taken in."""
         await self._node_budget.empty()

@@ -24,12 +24,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import rocksdict
 
 from cluster.interfaces import CorruptRow, StorageError, WriteBatch
+from node.metrics import FLUSH_BOUNDS_MS, Histogram
 from node.storage.durable_mark import DurableMark
 from node.storage.iteration import PinnedIterator, falling, rising
 from node.storage.keys import COMMIT_NUMBER
@@ -90,8 +91,10 @@ class FlushStatistics:
     last_ms: float = 0.0
     mean_ms: float = 0.0
     max_ms: float = 0.0
+    histogram: Histogram = field(default_factory=lambda: Histogram(FLUSH_BOUNDS_MS))
 
     def add(self, ms: float) -> None:
+        self.histogram.observe(ms)
         self.mean_ms += (ms - self.mean_ms) * (_FLUSH_EMA_WEIGHT if self.count else 1.0)
         self.count += 1
         self.last_ms = ms

@@ -90,6 +90,7 @@ class SimNode:
             clock=self.cluster.clock,
             random=random,
             options=self.cluster.options,
+            counters=NodeCounters(),
             new_cluster_id=lambda: f"c{random.getrandbits(64):016x}",
             bind_cluster=bind_cluster,
             failed=lambda error: self.cluster.task_failed(f"node {self.node_id}", error),
@@ -106,7 +107,7 @@ class SimNode:
             ask_transfer=broker.driver.ask_transfer,
             channels=self.cluster.clients.channel,
             random=self.cluster.random,
-            counters=NodeCounters(),
+            counters=broker.counters,
             disk_full=lambda: broker.disk_full,
             disk_room=lambda: DiskRoom(6 << 30, 8 << 30, broker.disk_full),
             failed=self.cluster.task_failed,
@@ -190,6 +191,7 @@ class SimCluster:
 
     async def start(self) -> None:
         for node in self.nodes.values():
+            await asyncio.sleep(self.random.uniform(0.0, 0.1))  # their ticks never fall together
             node.start()
         await self.until(
             lambda: all(

@@ -102,6 +102,7 @@ ROOMS = (
             "node.partition",
             "node.storage",
             "node.codec",
+            "node.metrics",
             "cluster",
         ),
     ),

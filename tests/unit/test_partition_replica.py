@@ -13,6 +13,7 @@ from cluster.interfaces import CheckpointMeta
 from cluster.raft.configuration import Configuration
 from cluster.raft.messages import Entry, EntryKind
 from node import codec
+from node.metrics import NodeCounters
 from node.partition.commands import (
     DAY_MS,
     Append,
@@ -61,6 +62,7 @@ class Node:
         """As after a restart: what is on the engine, nothing in memory."""
         self.log = RaftLog(self.engine, GROUP)
         self.checkpoints = CheckpointStore(self.engine, GROUP)
+        self.counters = NodeCounters()
         self.replica = PartitionReplica(
             group_id=GROUP,
             reader=self.engine,
@@ -68,6 +70,7 @@ class Node:
             clock=self.clock,
             clock_offset_ms=lambda: self.clock_offset_ms,
             clock_skew_ms_max=500,
+            counters=self.counters,
         )
         meta = self.checkpoints.meta()
         self.replica.restore(meta, self.checkpoints.segments() if meta else ())
@@ -375,11 +378,11 @@ def test_wall_time_never_falls(node: Node) -> None:
 def test_a_leader_with_a_wrong_clock_stamps_the_median_and_counts_it(node: Node) -> None:
     node.clock_offset_ms = 500
     assert node.replica.stamp().wall_time_ms == WALL_MS
-    assert node.replica.skewed_stamps == 0
+    assert node.counters.skewed_stamps == 0
     node.clock.wall += 3_600_000
     node.clock_offset_ms = 3_600_000
     assert node.replica.stamp().wall_time_ms == WALL_MS
-    assert node.replica.skewed_stamps == 1
+    assert node.counters.skewed_stamps == 1
 
 
 def test_only_a_leader_stamps(node: Node) -> None:
