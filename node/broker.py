@@ -23,7 +23,7 @@ from cluster.controller.access import (
     ControllerUnavailable,
     ProducerIds,
 )
-from cluster.controller.codec import decode_command, encode_reply
+from cluster.controller.codec import decode_command, decode_reply, encode_command, encode_reply
 from cluster.controller.machine import CatalogMachine
 from cluster.controller.model import CONTROLLER_GROUP_ID
 from cluster.controller.partition_driver import TRANSFER_METHOD, DriverOptions, PartitionDriver
@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 MEMBERSHIP_KEY = b"\xff" * 8 + b"m"  # outside of all groups, see node/storage/keys.py
 _URGE_S = 0.1
 _REGISTER_RETRY_S = 1.0
+_REGISTER_TIMEOUT_MS = 5_000
 _HAND_OVER_POLL_S = 0.05
 
 
@@ -285,18 +286,36 @@ class Broker:
         assert catalog.cluster_id == membership.cluster_id, (
             f"the controller is of cluster {catalog.cluster_id}, this node of {membership}"
         )
+        registration = c.RegisterMember(member=self.me)
         while True:
-            reply = await self._try(c.RegisterMember(member=self.me))
+            reply = await self._try(registration, timeout_ms=_REGISTER_TIMEOUT_MS)
+            if reply is None:
+                reply = await self._register_through_peers(registration)
             if reply is not None:
                 break
             await asyncio.sleep(_REGISTER_RETRY_S)
         if isinstance(reply, c.Refused) and reply.reason == c.Reason.MEMBER_GONE:
             self._failed(MemberGone(reply.message))
 
-    async def _try(self, command: c.Command) -> c.Reply | None:
+    async def _register_through_peers(self, registration: c.RegisterMember) -> c.Reply | None:
+        """A node that was removed is told by nobody who leads the controller; it may ask all the
+        same. None if no peer could answer."""
+        request = encode_command(registration, None)
+        for node_id in self.host.peers.nodes:
+            try:
+                answer = await self.transport.call(
+                    node_id, REGISTER_METHOD, request, timeout_ms=_REGISTER_TIMEOUT_MS
+                )
+            except PeerError as error:
+                logger.info("node %d did not answer for the controller: %s", node_id, error)
+            else:
+                return decode_reply(answer)
+        return None
+
+    async def _try(self, command: c.Command, *, timeout_ms: int = 10_000) -> c.Reply | None:
         """None if the controller did not answer."""
         try:
-            reply = await self.controller.propose(command)
+            reply = await self.controller.propose(command, timeout_ms=timeout_ms)
         except ControllerUnavailable as error:
             logger.warning("%s: %s", type(command).__name__, error)
             return None

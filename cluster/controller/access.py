@@ -71,6 +71,8 @@ class ControllerAccess:
                     )
                     continue
                 reply = await self._ask(known[0], command, min(left, _ATTEMPT_MS_MAX / 1000))
+                if isinstance(reply, c.Refused) and reply.reason == c.Reason.MEMBER_GONE:
+                    return reply  # the catalog here is told of nothing any more
                 await asyncio.wait_for(self.shows(reply.version), deadline - loop.time())
                 return reply
             except (PeerError, RaftRefused, ProposalLost, OutcomeUnknown) as error:

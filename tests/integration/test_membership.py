@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest_asyncio
 
+from node import startup
 from node.local_cluster import LocalCluster
 from quorumq import Client, connect
 from quorumq.v1 import admin_pb2
-from tests.integration.load import ClientLoad
+from tests.integration.load import WITHIN_S, ClientLoad
 from tests.integration.watching import ended, in_sync, nodes
 
 SUCCEEDED = admin_pb2.OPERATION_STATE_SUCCEEDED
@@ -46,6 +47,15 @@ async def take_in(members: LocalCluster, client: Client) -> int:
     assert (operation.kind, operation.node_id) == (admin_pb2.OPERATION_KIND_ADD_NODE, node_id)
     assert (await ended(client, operation))[-1].state == SUCCEEDED
     return node_id
+
+
+async def is_refused(members: LocalCluster, node_id: int) -> None:
+    """What is in its folder is of somebody whom the cluster knows no more."""
+    node = members.nodes[node_id]
+    node.start()
+    code = await node.wait_ended(timeout_s=WITHIN_S)
+    assert code == startup.WrongDataFolder.exit_code, node.last_words()
+    assert "error: WRONG_DATA_FOLDER: " in node.last_words()
 
 
 async def holders(client: Client, topic: str) -> set[int]:
@@ -86,6 +96,8 @@ async def test_a_node_is_added_and_another_drained(
 
     removal = await client.admin.remove_node(leaving)
     assert (await ended(client, removal))[-1].state == SUCCEEDED
+    members.kill(leaving)
+    await is_refused(members, leaving)
     members.remove(leaving)
     assert set(await nodes(client)) == set(members.nodes)
 
@@ -117,6 +129,17 @@ async def test_a_node_that_lost_its_data_comes_back_as_a_new_one(
         shutil.move(data_dir, tmp_path / "old")
         await members.restart(node_id)
         await load.progress()
-    assert (await nodes(client))[node_id].incarnation != before
+    now = (await nodes(client))[node_id].incarnation
+    assert now != before
     await in_sync(client, topic)
+    await load.check(members)
+
+    assert await members.stop_node(node_id) == startup.EXIT_OK
+    shutil.move(data_dir, tmp_path / "new")
+    shutil.move(tmp_path / "old", data_dir)
+    await is_refused(members, node_id)
+    assert (await nodes(client))[node_id].incarnation == now
+    shutil.rmtree(data_dir)
+    shutil.move(tmp_path / "new", data_dir)
+    await members.restart(node_id)
     await load.check(members)
