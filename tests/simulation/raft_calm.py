@@ -31,8 +31,9 @@ def calm(cluster: Cluster) -> None:
     _until(cluster, lambda: _settled_leader(cluster), f"no stable leader without {missing}")
     _commits(cluster)
     for replica_id in missing:
-        cluster.start(cluster.replicas[replica_id])
-    leader = _until(cluster, lambda: _settled_leader(cluster), "no stable leader")
+        if replica_id not in cluster.lost:
+            cluster.start(cluster.replicas[replica_id])
+    leader = _until(cluster, lambda: _leader_without_the_lost(cluster), "no stable leader")
     _part_with_strangers(cluster, leader)
     for _ in range(3):
         last = _commits(cluster)
@@ -44,12 +45,10 @@ def calm(cluster: Cluster) -> None:
 
 
 def _may_be_missing(cluster: Cluster) -> list[int]:
-    """Replicas that the others can do without, drawn by dice."""
-    missing: list[int] = []
-    sets = cluster.invariants.voter_sets()
+    """Replicas that the others can do without: those that are lost, and more by dice."""
+    missing = list(cluster.lost)
     for replica_id in cluster.random.sample(sorted(cluster.replicas), len(cluster.replicas)):
-        fewer = {*missing, replica_id}
-        if all(2 * len(fewer.intersection(voters)) < len(voters) for voters in sets):
+        if replica_id not in missing and cluster.can_spare([*missing, replica_id]):
             missing.append(replica_id)
     return missing
 
@@ -116,6 +115,19 @@ def _settled_leader(cluster: Cluster) -> Replica | None:
             and all(m.core.leader_id == replica.replica_id for m in members if m.is_up)
         ):
             return replica
+    return None
+
+
+def _leader_without_the_lost(cluster: Cluster) -> Replica | None:
+    """A settled leader whose members all can come back; it is asked to remove the others."""
+    leader = _settled_leader(cluster)
+    if leader is None:
+        return None
+    configuration, lost = leader.core.configuration, cluster.lost
+    if not any(member in lost for member in configuration.members()):
+        return leader
+    cluster.ask(leader, "propose_voters", [v for v in configuration.voters if v not in lost])
+    cluster.ask(leader, "propose_learners", [r for r in configuration.learners if r not in lost])
     return None
 
 

@@ -2,9 +2,10 @@
 this one, in an order that the seed decides, and after every step raft_invariants.py looks on.
 
 What a schedule is made of: messages lost, doubled, reordered and cut off in one direction or both;
-writes that reach the disk late, and crashes that forget those that did not; proposals, reads,
-transfers, learners and joint changes; checkpoints, compaction and catch-up; clocks that run apart;
-quiescence. Which of it a seed uses, and how much, is drawn first, so that seeds differ in kind.
+writes that reach the disk late, crashes that forget those that did not, disks that are lost;
+proposals, reads, transfers, learners and joint changes; checkpoints, compaction and catch-up;
+clocks that run apart; quiescence. Which of it a seed uses, and how much, is drawn first, so that
+seeds differ in kind.
 
 This is the safety phase; raft_calm.py expects progress afterwards, and raft_search.py runs both.
 """
@@ -12,7 +13,7 @@ This is the safety phase; raft_calm.py expects progress afterwards, and raft_sea
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.simulation.raft_invariants import Invariants
@@ -33,9 +34,10 @@ WEIGHTS = {
     "restart": 14,
     "crash": 1,
     "blackout": 0.2,
+    "lose": 0.1,
     "cut": 1,
     "heal": 2,
-    "checkpoint": 3,
+    "checkpoint": 5,
     "learners": 3,
     "voters": 5,
     "transfer": 2,
@@ -45,6 +47,7 @@ WEIGHTS = {
 RARE = (
     "crash",
     "blackout",
+    "lose",
     "cut",
     "checkpoint",
     "learners",
@@ -92,6 +95,7 @@ class Cluster:
         founders = range(1, dice.choice((1, 3, 3, 3, 3, 3, 4, 5, 5)) + 1)
         founding = code.configuration.Configuration.of(founders)
         self.replicas: dict[int, Replica] = {}
+        self.lost: list[int] = []  # replicas that never come back
         self.network: list[Any] = []
         self.cuts: dict[tuple[int, int], bool] = {}
         self.proposed = 0
@@ -245,8 +249,21 @@ class Cluster:
         for replica in self.up():
             replica.crash(keep=self.random.choice((0, 0, 1, 100)))
 
+    def can_spare(self, replica_ids: Sequence[int]) -> bool:
+        """Is a majority of every configuration that may be in force among the others?"""
+        sets = self.invariants.voter_sets()
+        return all(2 * len(set(replica_ids) & set(voters)) < len(voters) for voters in sets)
+
+    def _lose(self) -> None:
+        """A disk is gone for good, and with it a replica (rule R12); others must take its place."""
+        replica = self._any_up()
+        if replica is not None and self.can_spare([*self.lost, replica.replica_id]):
+            self._note(f"lose {replica.replica_id}")
+            replica.crash(keep=0)
+            self.lost.append(replica.replica_id)
+
     def _restart(self) -> None:
-        down = [r for r in self.replicas.values() if not r.is_up]
+        down = [r for r in self.replicas.values() if not r.is_up and r.replica_id not in self.lost]
         if down:
             self.start(self.random.choice(down))
 
@@ -327,7 +344,7 @@ class Cluster:
             return
         configuration = leader.core.configuration
         known = [*configuration.voters, *configuration.learners]
-        voters = [r for r in known if self.random.random() < 0.7]
+        voters = [r for r in known if r not in self.lost and self.random.random() < 0.7]
         self.ask(leader, "propose_voters", voters)
 
     def _whisper(self) -> None:

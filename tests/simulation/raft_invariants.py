@@ -96,13 +96,13 @@ class Invariants:
         assert message.sender == name, f"{name} sends {message}"
         kind = type(message)
         if kind is messages.RequestVoteReply and message.granted:
-            candidate = self._votes.setdefault(message.term, {}).setdefault(name, message.to)
-            assert candidate == message.to, f"{name} voted twice in {message.term}"
+            self._vote(name, message.term, message.to)
             assert disk.term > message.term or (
                 (disk.term, disk.voted_for) == (message.term, message.to)
             ), f"{message} before its vote is on disk: {disk.term}, {disk.voted_for}"
         elif kind is messages.RequestVote:
             assert disk.term >= message.term, f"{message} before its term is on disk: {disk.term}"
+            self._vote(name, message.term, name)
         elif kind is messages.AppendEntriesReply:
             assert disk.term >= message.term, f"{message} before its term is on disk: {disk.term}"
             if message.success and disk.term == message.term:
@@ -111,6 +111,10 @@ class Invariants:
                 ), f"{message} before the entries are on disk"
         elif kind is messages.PreVote:
             assert message.term == self._message_term[name] + 1 or message.term <= replica.core.term
+
+    def _vote(self, voter: int, term: int, candidate: int) -> None:
+        known = self._votes.setdefault(term, {}).setdefault(voter, candidate)
+        assert known == candidate, f"{voter} votes for {known} and for {candidate} in term {term}"
 
     # --- checked after every step ----------------------------------------------------------------
 

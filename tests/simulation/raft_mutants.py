@@ -242,6 +242,7 @@ MUTANTS = (
         "state",
         "        if term > self.term:\n            self.term = term\n",
         "        if True:\n            self.term = term\n",
+        story="split_vote_of_two",
     ),
     Mutant(
         "counts_the_votes_of_strangers",  # bug class 24
@@ -295,6 +296,7 @@ MUTANTS = (
         "core",
         "state.configurations = [(index, configuration)]",
         "pass",
+        story="wiped_node",
     ),
     Mutant(
         "leads_on_after_its_removal",  # rule R9

@@ -11,7 +11,7 @@ import pytest
 from tests.simulation.raft_replica import REAL
 from tests.simulation.raft_search import run
 
-SEEDS = [range(first, first + 25) for first in range(0, 250, 25)]
+SEEDS = [range(first, first + 50) for first in range(0, 250, 50)]
 
 
 @pytest.mark.parametrize("seeds", SEEDS, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
