@@ -206,16 +206,16 @@ class RaftCore:
 
     def leader_lost(self, *, rank: int = 0) -> None:
         """The leader's node is gone: no lease of its counts any more. The voters that are left
-        campaign one after the other, in the order of their `rank` (0 is first), each with a random
-        rest of its own: a full random timeout would take longer and split votes more often."""
+        campaign one after the other, in the order of their `rank` (0 is first). A turn is longer
+        than the clocks of two nodes are apart, and the first one waits until the others know, too:
+        random timeouts would take longer, and two would campaign at once and split the votes."""
         state = self.state
         state.wake()
         if state.role is Role.FOLLOWER:
             ticks = state.options.election_ticks
-            turn = max(1, ticks // 4)
-            wait = rank * turn + state.random.randrange(0, turn)
-            state.election_elapsed = max(state.election_elapsed, ticks)
-            state.election_timeout = min(state.election_timeout, ticks + wait)
+            turn = max(2, ticks // 4)
+            state.election_elapsed = ticks
+            state.election_timeout = ticks + 2 + rank * turn
 
     def unreachable(self, replica_id: int) -> None:
         if self.state.role is Role.LEADER:
