@@ -18,7 +18,9 @@ PAGES = sorted(
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
 _LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
-_COMMAND = re.compile(r"(?<!from )(?<!import )\bquorumq(?: --server \S+)? ([a-z]+)(?: ([a-z][a-z-]+))?")
+_COMMAND = re.compile(
+    r"(?<!from )(?<!import )\bquorumq(?: --server \S+)? ([a-z]+)(?: ([a-z][a-z-]+))?"
+)
 
 
 def test_links_lead_to_files() -> None:
