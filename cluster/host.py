@@ -183,6 +183,7 @@ class Host:
             random=self._random,
             wanted=self._want,
         )
+        group.core.set_reluctant(self._reluctant)
         self.groups[group_id] = group
         self.peers.set_replica(replica_id, self.node_id)
         self._want(group)
@@ -208,6 +209,8 @@ class Host:
         it leads, and still campaigns after all others when the leader is lost."""
         if reluctant != self._reluctant:
             self._reluctant = reluctant
+            for group in self.groups.values():
+                group.core.set_reluctant(reluctant)
             self._send(beat=True)
 
     def may_lead(self, node_id: int) -> bool:
@@ -394,9 +397,10 @@ class Host:
         """This voter's turn among those that are left when the leader is gone. The group's number
         turns the order, so that what one node led is spread over all others."""
         left = sorted(v for v in group.configuration.voters if v != group.core.leader_id)
-        if group.replica_id not in left or self._reluctant:
+        if group.replica_id not in left:
             return len(left)
-        return (left.index(group.replica_id) + group.group_id) % len(left)
+        turn = (left.index(group.replica_id) + group.group_id) % len(left)
+        return turn + len(left) if self._reluctant else turn
 
     # --- Receiver --------------------------------------------------------------------------------
 

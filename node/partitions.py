@@ -195,5 +195,5 @@ class Partitions:
         for group_id, local in list(self.fresh.items()):
             if self._host.leader_of(group_id) is not None or local.group.last_index > 0:
                 del self.fresh[group_id]
-            else:
+            elif self._host.may_lead(self._host.node_id):
                 local.group.campaign()

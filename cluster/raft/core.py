@@ -187,6 +187,13 @@ class RaftCore:
         if self.state.role is not Role.LEADER and not self.state.hears_leader:
             candidate.campaign(self.state)
 
+    def set_reluctant(self, reluctant: bool) -> None:
+        """Whether this replica should rather not lead. It still votes, goes on leading if it does,
+        and campaigns when the others have let two election timeouts pass."""
+        if reluctant != self.state.reluctant:
+            self.state.reluctant = reluctant
+            self.state.draw_election_timeout()
+
     # --- events ----------------------------------------------------------------------------------
 
     def tick(self) -> None:

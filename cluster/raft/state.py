@@ -97,6 +97,7 @@ class RaftState:
         self.election_elapsed = 0
         self.election_timeout = 0
         self.quiesced = False
+        self.reluctant = False  # should not lead: campaigns after all others had their chance
         self.votes: dict[int, bool] = {}
         self.leadership: Leadership | None = None
         self.install: InstallSnapshot | None = None  # the checkpoint being fetched
@@ -139,7 +140,8 @@ class RaftState:
 
     def draw_election_timeout(self) -> None:
         ticks = self.options.election_ticks
-        self.election_timeout = self.random.randrange(ticks, 2 * ticks)
+        shortest = 3 * ticks if self.reluctant else ticks
+        self.election_timeout = self.random.randrange(shortest, shortest + ticks)
 
     def wake(self) -> None:
         if self.quiesced:

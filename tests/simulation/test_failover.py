@@ -7,6 +7,8 @@ from random import Random
 
 import pytest
 
+from cluster.group import Group
+from cluster.raft.messages import AppendEntriesReply
 from cluster.tasks import TaskGroup
 from tests.simulation.cluster import SimCluster
 from tests.simulation.loop import run_simulation
@@ -114,3 +116,64 @@ def test_a_reluctant_node_is_given_no_leadership() -> None:
         await cluster.close()
 
     run_simulation(story, seed=5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reluctant_nodes_lead_when_nobody_else_can(seed: int) -> None:
+    async def story(random: Random) -> None:
+        cluster = SimCluster(random)
+        await cluster.start()
+        await cluster.create_topic("default/t", partitions=30)
+        row = cluster.brokers()[0].controller.catalog.topic_by_name("default/t")
+        assert row is not None
+        leaders = await led_by(cluster, row.group_ids)
+        victim, *others = random.sample(sorted(cluster.nodes), 3)
+        for node_id in others:
+            broker = cluster.nodes[node_id].broker
+            assert broker is not None
+            broker.host.set_reluctant(True)
+        await asyncio.sleep(0.2)
+        await cluster.nodes[victim].crash()
+        begun = asyncio.get_running_loop().time()
+        leaders = await led_by(cluster, row.group_ids)
+        took = asyncio.get_running_loop().time() - begun
+        assert set(leaders.values()) <= set(others)
+        assert took < 0.7, f"a group was without a leader for {took:.3f} s"
+        await cluster.close()
+
+    run_simulation(story, seed=seed)
+
+
+def test_a_reluctant_replica_leaves_the_first_word_to_the_others() -> None:
+    """Also where no node is lost and only this group's leader is not heard any more."""
+
+    async def story(random: Random) -> None:
+        cluster = SimCluster(random)
+        await cluster.start()
+        await cluster.create_topic("default/t", partitions=20)
+        row = cluster.brokers()[0].controller.catalog.topic_by_name("default/t")
+        assert row is not None
+        leaders = await led_by(cluster, row.group_ids)
+        unwilling = random.choice(sorted(cluster.nodes))
+        broker = cluster.nodes[unwilling].broker
+        assert broker is not None
+        broker.host.set_reluctant(True)
+        moved = [group_id for group_id, node_id in leaders.items() if node_id != unwilling]
+        for group_id in moved:
+            local = cluster.leader(group_id)
+            assert local is not None
+            local.group.step(_of_a_newer_term(local.group))
+        await cluster.until(
+            lambda: all(cluster.leader(g) is not None for g in row.group_ids), "leaders again"
+        )
+        leaders = await led_by(cluster, row.group_ids)
+        assert unwilling not in {leaders[group_id] for group_id in moved}
+        await cluster.close()
+
+    run_simulation(story, seed=5)
+
+
+def _of_a_newer_term(group: Group) -> AppendEntriesReply:
+    """What makes a leader step down and go on as a follower like all others."""
+    other = next(voter for voter in group.configuration.voters if voter != group.replica_id)
+    return AppendEntriesReply(other, group.replica_id, group.term + 1, False, 0)
