@@ -83,7 +83,7 @@ def command(
     exit code is then not 0.
     """
     settings = settings_of(ctx)
-    printer = _Printer(_VALUE if value_only else settings.output)
+    printer = Printer(_VALUE if value_only else settings.output)
 
     async def work(client: Client) -> failures.CommandFailed | None:
         trouble: failures.CommandFailed | None = None
@@ -125,7 +125,7 @@ def command(
 _VALUE = "value"
 
 
-class _Printer:
+class Printer:
     """Records as they come, flushed by the batch. `json` is one array over all of them."""
 
     def __init__(self, form: str) -> None:

@@ -88,7 +88,7 @@ def run(arguments: list[str] | None = None) -> int:
     """The exit code; what went wrong has been said by then."""
     # gRPC's own lines about connections that come and go would stand between ours. Read when gRPC
     # is imported, which the commands do.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         result: Any = cli.main(arguments, prog_name="quorumq", standalone_mode=False)
         sys.stdout.flush()
