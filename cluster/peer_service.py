@@ -33,7 +33,7 @@ CALL_METHOD = f"/{SERVICE}/Call"
 CATCH_UP_METHOD = f"/{SERVICE}/CatchUp"
 
 ERROR_TRAILER = "quorumq-peer-error"
-# Calls that nodes of different clusters, or of none yet, may make.
+# Calls that nodes of no cluster yet may make and answer.
 OPEN_METHODS_PREFIX = "founding."
 
 _MESSAGE_BYTES_MAX = 256 << 20
@@ -194,7 +194,7 @@ class PeerService(grpc.GenericRpcHandler):
         except DecodeError as error:
             await _refuse(context, "CORRUPT", str(error), grpc.StatusCode.DATA_LOSS)
         is_open = call.method.startswith(OPEN_METHODS_PREFIX)
-        peer = await self._admitted(context, any_cluster=is_open)
+        peer = await self._admitted(context, is_open=is_open)
         try:
             body = await self._receiver.call(peer.node_id, call.method, call.body)
         except PeerError as error:
@@ -220,9 +220,10 @@ class PeerService(grpc.GenericRpcHandler):
             await _refuse(context, error.code, error.message)
 
     async def _admitted(
-        self, context: grpc.aio.ServicerContext[bytes, bytes], *, any_cluster: bool = False
+        self, context: grpc.aio.ServicerContext[bytes, bytes], *, is_open: bool = False
     ) -> Peer:
-        """The caller. Ends the RPC when it is a stranger or takes this node for another."""
+        """The caller. Ends the RPC when it is a stranger or takes this node for another. `is_open`:
+        to be made also while one of the two belongs to no cluster yet."""
         told = {key: str(value) for key, value in context.invocation_metadata() or ()}
         mine = self._identity
         if self._closed:
@@ -232,7 +233,7 @@ class PeerService(grpc.GenericRpcHandler):
         except ValueError as error:
             await _refuse(context, "CORRUPT", str(error))
         theirs = told.get("quorumq-cluster-id", "")
-        if not any_cluster and (theirs != mine.cluster_id or not theirs):
+        if not may_talk(mine.cluster_id, theirs, is_open=is_open):
             await _refuse(
                 context,
                 "WRONG_CLUSTER",
@@ -257,6 +258,12 @@ async def closing(
     finally:
         if isinstance(chunks, AsyncGenerator):
             await chunks.aclose()
+
+
+def may_talk(mine: str, theirs: str, *, is_open: bool) -> bool:
+    """Between nodes of these clusters, "" = of none yet. Never between two clusters: a node that
+    was given another one's folder or peers would be taken for a member that lost its disk."""
+    return mine == theirs != "" or (is_open and not (mine and theirs))
 
 
 def _peer(told: Mapping[str, str]) -> Peer:

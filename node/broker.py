@@ -61,12 +61,13 @@ logger = logging.getLogger(__name__)
 MEMBERSHIP_KEY = b"\xff" * 8 + b"m"  # outside of all groups, see node/storage/keys.py
 _URGE_S = 0.1
 _REGISTER_RETRY_S = 1.0
-_REGISTER_TIMEOUT_MS = 5_000
+_REGISTER_TIMEOUT_MS = 2_000
 _HAND_OVER_POLL_S = 0.05
 
 
-class MemberGone(Exception):
-    """The cluster has removed or replaced this incarnation of the node: it is nobody here."""
+class NotAMember(Exception):
+    """This incarnation of the node was removed or replaced, or it is of another cluster than its
+    peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +296,12 @@ class Broker:
                 break
             await asyncio.sleep(_REGISTER_RETRY_S)
         if isinstance(reply, c.Refused) and reply.reason == c.Reason.MEMBER_GONE:
-            self._failed(MemberGone(reply.message))
+            self._failed(NotAMember(reply.message))
 
     async def _register_through_peers(self, registration: c.RegisterMember) -> c.Reply | None:
         """A node that was removed is told by nobody who leads the controller; it may ask all the
-        same. None if no peer could answer."""
+        same. None if no peer could answer. One of another cluster is an error at once: this node
+        was given a folder, or peers, that are not its own."""
         request = encode_command(registration, None)
         for node_id in self.host.peers.nodes:
             try:
@@ -307,6 +309,8 @@ class Broker:
                     node_id, REGISTER_METHOD, request, timeout_ms=_REGISTER_TIMEOUT_MS
                 )
             except PeerError as error:
+                if error.code == "WRONG_CLUSTER":
+                    self._failed(NotAMember(error.message))
                 logger.info("node %d did not answer for the controller: %s", node_id, error)
             else:
                 return decode_reply(answer)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a node that is killed is no news here
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a node that is killed is no news here
 
 import grpc
 import grpc.aio

@@ -26,7 +26,7 @@ from cluster.raft.state import RaftOptions
 from cluster.tasks import TaskGroup
 from cluster.transport import GrpcTransport
 from node import startup
-from node.broker import Broker, BrokerOptions, MemberGone
+from node.broker import Broker, BrokerOptions, NotAMember
 from node.config import NodeConfig
 from node.disk_watch import DiskWatch
 from node.exposition import MetricsServer, Sources
@@ -295,7 +295,7 @@ async def run(config: NodeConfig) -> int:
         node.set_aside(str(error))
     if error is None:
         return startup.EXIT_OK
-    if isinstance(error, MemberGone):
+    if isinstance(error, NotAMember):
         raise startup.WrongDataFolder(
             f"{config.data_dir}: {error}; to join as a new node, start with an empty folder"
         )

@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a killed node is no news here
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a killed node is no news here
 
 import uvloop
 from rich.console import Console

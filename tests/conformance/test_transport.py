@@ -243,7 +243,9 @@ def test_a_peer_that_moved_is_followed(run: Run) -> None:
     run(story)
 
 
-def test_another_cluster_is_refused_everywhere_but_in_founding(run: Run) -> None:
+def test_another_cluster_is_refused(run: Run) -> None:
+    """Everywhere; founding is for nodes that belong to none yet."""
+
     async def story(world: World) -> None:
         one, two = await world.start(1), await world.start(2, cluster_id="cluster-2")
         two.listener.calls = echo
@@ -251,7 +253,10 @@ def test_another_cluster_is_refused_everywhere_but_in_founding(run: Run) -> None
         call = one.transport.call
         assert await refused(call(2, "status", b"", timeout_ms=2000)) == "WRONG_CLUSTER"
         assert await refused(anext(one.transport.fetch_catch_up(2, REQUEST))) == "WRONG_CLUSTER"
-        assert await call(2, "founding.hello", b"x", timeout_ms=2000) == b"1 founding.hello x"
+        assert await refused(call(2, "founding.hello", b"", timeout_ms=2000)) == "WRONG_CLUSTER"
+        three = await world.start(3, cluster_id="")
+        ask = three.transport.call(0, "founding.x", b"", timeout_ms=2000, endpoint=two.endpoint)
+        assert await ask == b"3 founding.x "
         await asyncio.sleep(0.5)
         one.transport.send(2, append(1))
         assert one.listener.events == []

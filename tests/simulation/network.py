@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cluster.interfaces import CatchUpChunk, CatchUpRequest, Envelope, PeerError, Receiver
-from cluster.peer_service import OPEN_METHODS_PREFIX, Identity, closing
+from cluster.peer_service import OPEN_METHODS_PREFIX, Identity, closing, may_talk
 from cluster.tasks import FailureReader, TaskGroup
 from cluster.transport import QUEUE_BYTES_MAX, QUEUE_ENVELOPES_MAX
 from cluster.wire import (
@@ -371,11 +371,11 @@ class SimTransport:
         if self._incoming.get(stream.sender.node_id) is stream:
             del self._incoming[stream.sender.node_id]
 
-    def admit(self, caller: Identity, to_node_id: int, *, any_cluster: bool = False) -> None:
+    def admit(self, caller: Identity, to_node_id: int, *, is_open: bool = False) -> None:
         """The rules of cluster/peer_service.py."""
         mine = self.identity
         theirs = caller.cluster_id
-        if not any_cluster and (theirs != mine.cluster_id or not theirs):
+        if not may_talk(mine.cluster_id, theirs, is_open=is_open):
             raise PeerError("WRONG_CLUSTER", f"{mine.cluster_id!r} here, {theirs!r} there")
         if to_node_id not in (0, mine.node_id):
             raise PeerError("WRONG_NODE", f"this is node {mine.node_id}, not node {to_node_id}")
@@ -439,7 +439,7 @@ class SimTransport:
         if lost and network.chance(0.5):
             await asyncio.get_running_loop().create_future()  # until the caller's timeout
         await network.cross(self, target, len(request))
-        target.admit(self.identity, node_id, any_cluster=method.startswith(OPEN_METHODS_PREFIX))
+        target.admit(self.identity, node_id, is_open=method.startswith(OPEN_METHODS_PREFIX))
         answer = await self._served(target, target.serve(self.node_id, method, request), method)
         if lost:
             await asyncio.get_running_loop().create_future()
