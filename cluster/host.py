@@ -35,6 +35,7 @@ from cluster.interfaces import (
     SnapshotStore,
     StorageError,
     Transport,
+    WriteBatch,
 )
 from cluster.peers import Peers
 from cluster.raft.configuration import Configuration
@@ -99,6 +100,8 @@ class Host:
         self._turn_scheduled = False
         self._flushing = False
         self._flush_wanted = asyncio.Event()
+        self._want_durable: list[Callable[[], None]] = []  # to be called after the next flush
+        self._become_durable: list[Callable[[], None]] = []  # after the one under way
         self._outbox: dict[int, list[tuple[int, Message]]] = {}
         self._ticks = 0
         self._reluctant = False
@@ -189,15 +192,14 @@ class Host:
         self._want(group)
         return group
 
-    def remove_replica(self, group_id: int) -> None:
-        """Stop the replica and delete all that it stored."""
+    def remove_replica(self, group_id: int, batch: WriteBatch) -> None:
+        """Stop the replica; that all it stored is deleted goes into the batch. Only between turns:
+        the turn's own batch may hold more of it."""
         group = self.groups.pop(group_id)
         self._wanted.pop(group_id, None)
         self._awake.pop(group_id, None)
         group.stop(ConnectionError("the replica was removed from this node"))
-        batch = self.engine.new_batch()
         group.drop(batch)
-        self.engine.write(batch)
         self.peers.replica_gone(group_id)
 
     def leader_of(self, group_id: int) -> tuple[int, int] | None:
@@ -246,24 +248,40 @@ class Host:
         self._awake[group.group_id] = group
         self._schedule_turn()
 
+    def between_turns(self, act: Callable[[], None]) -> None:
+        """Call it soon, when no turn is under way: it may write batches of its own. An exception
+        stops the node; a node that has stopped does not call it."""
+        asyncio.get_running_loop().call_soon(self._act, act)
+
+    def _act(self, act: Callable[[], None]) -> None:
+        if self._stopped:
+            return
+        try:
+            act()
+        except Exception as error:
+            self._stop(error, f"{act.__qualname__} failed")
+
+    def when_durable(self, act: Callable[[], None]) -> None:
+        """Call it once everything that is written by now is on disk."""
+        self._want_durable.append(act)
+        self._schedule_turn()
+
     def _schedule_turn(self) -> None:
         if not self._turn_scheduled and not self._stopped:
             self._turn_scheduled = True
-            asyncio.get_running_loop().call_soon(self._scheduled_turn)
+            self.between_turns(self._scheduled_turn)
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False
-        try:
-            self._turn()
-        except Exception as error:
-            self._stop(error, "a turn failed")
+        self._turn()
 
     def _turn(self) -> None:
         if self._stopped:
             return
         batch = self.engine.new_batch()
         wanted, self._wanted = self._wanted, {}
-        wrote = must_sync = more = False
+        wrote = more = False
+        must_sync = bool(self._want_durable) and not self._flushing
         for group in wanted.values():
             if group.failure is not None:
                 continue  # stopped or removed since it asked
@@ -292,6 +310,7 @@ class Host:
         if must_sync:
             self._flushing = True
             self._flush_wanted.set()
+            self._become_durable, self._want_durable = self._want_durable, []
         elif not self._flushing:
             self._collected.clear()
         if more:
@@ -335,6 +354,8 @@ class Host:
                 await self.engine.sync()
                 self._flushing = False
                 collected, self._collected = self._collected, []
+                for act in self._become_durable:
+                    act()
                 for group in collected:
                     if group.failure is None:
                         self._post(group.group_id, group.synced())

@@ -23,7 +23,7 @@ from cluster.controller.model import Group as GroupRow
 from cluster.controller.tables import Changes
 from cluster.group import Group
 from cluster.host import Host
-from cluster.interfaces import Engine, StorageError
+from cluster.interfaces import Engine, StorageError, WriteBatch
 from cluster.raft.configuration import Configuration
 from cluster.raft.state import RaftOptions
 from node.replica import PartitionReplica
@@ -109,17 +109,21 @@ class Partitions:
             elif node_id != host.node_id:
                 host.set_peer(node_id, member.peer_endpoint)
         if changes.everything or host.node_id in changes.nodes:
-            self._hold_what_is_named()
+            host.between_turns(self._hold_what_is_named)
 
     def _hold_what_is_named(self) -> None:
         node_id = self._host.node_id
-        for tombstone in self._catalog.tombstones_on(node_id, self._incarnation):
+        buried = self._catalog.tombstones_on(node_id, self._incarnation)
+        for tombstone in buried:
             local = self._partitions.get(tombstone.group_id)
             if local is not None and local.group.replica_id == tombstone.replica_id:
                 self._delete(local)
             elif self._identity(tombstone.group_id) == (tombstone.replica_id, False):
-                self._purge(tombstone.group_id, tombstone.replica_id)
-            self.deleted_replicas[tombstone.replica_id] = None
+                self._purge(self._engine.new_batch(), tombstone.group_id, tombstone.replica_id)
+        if buried:
+            # The catalog forgets what it is told is gone: a crash must not bring that back.
+            gone = dict.fromkeys(tombstone.replica_id for tombstone in buried)
+            self._host.when_durable(lambda: self.deleted_replicas.update(gone))
         for row, replica in self._catalog.replicas_on(node_id, self._incarnation):
             if row.group_id == CONTROLLER_GROUP_ID:
                 continue
@@ -159,8 +163,9 @@ class Partitions:
         logger.info("group %d: replica %d is deleted", local.group_id, local.group.replica_id)
         del self._partitions[local.group_id]
         self.fresh.pop(local.group_id, None)
-        self._host.remove_replica(local.group_id)
-        self._purge(local.group_id, local.group.replica_id)
+        batch = self._engine.new_batch()
+        self._host.remove_replica(local.group_id, batch)
+        self._purge(batch, local.group_id, local.group.replica_id)
 
     def _identity(self, group_id: int) -> tuple[int, bool]:
         """The last replica of the group that was here, and whether it was deleted."""
@@ -182,9 +187,9 @@ class Partitions:
         batch.put(keys.group_key(group_id, keys.IDENTITY), identity)
         self._engine.write(batch)
 
-    def _purge(self, group_id: int, replica_id: int) -> None:
-        """Nothing is left of the group but the memory that this replica is gone."""
-        batch = self._engine.new_batch()
+    def _purge(self, batch: WriteBatch, group_id: int, replica_id: int) -> None:
+        """Write the batch, after which nothing is left of the group but the memory that this
+        replica is gone: both or neither, whenever the node may crash."""
         batch.delete_range(*keys.group_bounds(group_id))
         batch.put(keys.group_key(group_id, keys.IDENTITY), _IDENTITY.pack(replica_id, True))
         self._engine.write(batch)

@@ -19,6 +19,7 @@ from cluster.host import HostOptions
 from cluster.interfaces import Receiver, Transport
 from cluster.peer_service import Identity
 from cluster.raft.state import RaftOptions
+from cluster.tasks import FailureReader
 from node.broker import Broker, BrokerOptions
 from node.metrics import NodeCounters
 from node.partitions import LocalPartition
@@ -43,6 +44,7 @@ class SimNode:
         self.incarnation = f"i{node_id}.1"
         self.cluster_id = ""
         self.runs = 0
+        self.crashed_run = 0  # the last one that ended so
         self.wipes = 0
         self.broker: Broker | None = None
         self.front: Front
@@ -57,7 +59,7 @@ class SimNode:
     def start(self) -> None:
         """Begins to run; finds its cluster in the background."""
         assert self.broker is None, f"node {self.node_id} runs already"
-        self.runs += 1
+        self.runs = run = self.runs + 1
         identity = Identity(
             node_id=self.node_id,
             incarnation=self.incarnation,
@@ -65,9 +67,13 @@ class SimNode:
             endpoint=self.endpoint,
         )
 
+        def task_failed(name: str, error: BaseException) -> None:
+            if run != self.crashed_run:  # else: no process is there to fail any more
+                self.cluster.task_failed(f"{name} of node {self.node_id}", error)
+
         def new_transport(receiver: Receiver) -> Transport:
             self._transport = self.cluster.network.attach(
-                identity, receiver, self.endpoint, on_failure=self.cluster.task_failed
+                identity, receiver, self.endpoint, on_failure=task_failed
             )
             return self._transport
 
@@ -93,12 +99,12 @@ class SimNode:
             counters=NodeCounters(),
             new_cluster_id=lambda: f"c{random.getrandbits(64):016x}",
             bind_cluster=bind_cluster,
-            failed=lambda error: self.cluster.task_failed(f"node {self.node_id}", error),
+            failed=lambda error: task_failed("the broker", error),
         )
-        self._serve_clients(self.broker)
+        self._serve_clients(self.broker, task_failed)
         self._starting = asyncio.get_running_loop().create_task(self.broker.start())
 
-    def _serve_clients(self, broker: Broker) -> None:
+    def _serve_clients(self, broker: Broker, task_failed: FailureReader) -> None:
         self.front = Front(
             host=broker.host,
             places=broker.places,
@@ -110,7 +116,7 @@ class SimNode:
             counters=broker.counters,
             disk_full=lambda: broker.disk_full,
             disk_room=lambda: DiskRoom(6 << 30, 8 << 30, broker.disk_full),
-            failed=self.cluster.task_failed,
+            failed=task_failed,
             options=FrontOptions(),
         )
         broker.peer_functions = self.front.peer_functions()
@@ -122,6 +128,7 @@ class SimNode:
         """The process dies, and what was not synced may go with it; `wipe`: the disk as well."""
         broker, self.broker = self.broker, None
         assert broker is not None, f"node {self.node_id} is down already"
+        self.crashed_run = self.runs
         self._transport.crash()
         self._server.cut()
         self.engine = self.engine.crash(self.cluster.random)
