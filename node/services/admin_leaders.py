@@ -18,7 +18,6 @@ from quorumq.v1 import admin_pb2 as pb
 TRANSFER_S = 5.0
 _ARRIVAL_S = 1.5  # Raft gives an attempt up after an election timeout
 _PAUSE_S = 0.05
-_PASSING = ("NO_LEADER", "OUTCOME_UNKNOWN")  # of what asking the leader is refused for
 
 
 class AdminLeaders:
@@ -59,7 +58,7 @@ class AdminLeaders:
                 arrival = Deadline(min(_ARRIVAL_S, within.left_s()))
                 known = await self._places.hold(group_id, arrival, not_this=known)
             except (PeerError, Refused) as error:
-                if isinstance(error, Refused) and error.reason not in _PASSING:
+                if isinstance(error, Refused) and error.reason != "NO_LEADER":
                     raise
                 trouble = str(error)
                 await asyncio.sleep(min(_PAUSE_S, within.left_s()))

@@ -36,7 +36,7 @@ class Opening:
         self._controller = controller
         self._producer_ids = producer_ids
         self._counters = counters
-        self._open = Operation(_OPEN, _open_in_partition)
+        self._open = Operation(_OPEN, _open_in_partition, changes=True)
         places.offer(self._open)
 
     async def open_producer(

@@ -43,10 +43,12 @@ Leadership = tuple[int, int]  # node id, term
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[Q, R]):
     """`run(partition, request)` is called on the node that leads; it may raise what refused_of
-    knows. NotLeader, ProposalLost and OutcomeUnknown make it be asked again."""
+    knows. NotLeader, ProposalLost and OutcomeUnknown make it be asked again. `changes`: whether it
+    may have done something when its answer was lost."""
 
     method: Method[Q, R]
     run: Callable[[LocalPartition, Q], Awaitable[R]]
+    changes: bool = False
 
 
 class Places:
@@ -160,7 +162,8 @@ class Places:
     async def ask(
         self, group_id: int, operation: Operation[Q, R], request: Q, deadline: Deadline
     ) -> R:
-        """The leader's answer. Raises Refused: what the leader refused, or NO_LEADER."""
+        """The leader's answer. Raises Refused: what the leader refused, or NO_LEADER, or
+        OUTCOME_UNKNOWN of an operation that changes something."""
         trouble, in_doubt = "the partition has no leader", False
         while deadline.left_s() > 0:
             try:
@@ -182,7 +185,7 @@ class Places:
             if status == _NOT_LEADER:
                 self.lost(group_id, leadership)
             await asyncio.sleep(min(_RETRY_S, deadline.left_s()))
-        if in_doubt:
+        if in_doubt and operation.changes:
             raise Refused("OUTCOME_UNKNOWN", trouble, retriable=True)
         raise Refused("NO_LEADER", trouble)
 

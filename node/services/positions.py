@@ -35,7 +35,7 @@ class Positions:
     def __init__(self, *, places: Places, access: CatalogAccess) -> None:
         self._places = places
         self._access = access
-        self._commit = Operation(_COMMIT, _commit_here)
+        self._commit = Operation(_COMMIT, _commit_here, changes=True)
         self._get = Operation(_GET, _get_here)
         places.offer(self._commit)
         places.offer(self._get)

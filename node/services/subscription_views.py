@@ -22,7 +22,9 @@ class SubscriptionViews:
     def __init__(self, places: Places) -> None:
         answer = pb.SubscriptionPartition
         self.begin = Operation(
-            method("subscription.begin", Kind.UNARY, pb.CreateSubscriptionRequest, answer), _begin
+            method("subscription.begin", Kind.UNARY, pb.CreateSubscriptionRequest, answer),
+            _begin,
+            changes=True,
         )
         self.describe = Operation(
             method("subscription.describe", Kind.UNARY, pb.DescribeSubscriptionRequest, answer),
@@ -31,6 +33,7 @@ class SubscriptionViews:
         self.forget = Operation(
             method("subscription.forget", Kind.UNARY, pb.DeleteSubscriptionRequest, answer),
             _forget,
+            changes=True,
         )
         for operation in (self.begin, self.describe, self.forget):
             places.offer(operation)
