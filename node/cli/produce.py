@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import click
 
+from node.cli import failures
 from node.cli.lines import lines
 from node.cli.output import Output, shown_bytes
 from node.cli.session import parse_pairs, run, settings_of
 from quorumq import Client, Producer
-from quorumq.errors import BufferFull
+from quorumq.errors import BufferFull, InvalidRequest, PartitionNotFound
 
 _READY_EVERY = 256  # records; lets answers be read and waits for room in the buffer
 _PROGRESS_S = 0.5
@@ -77,7 +78,8 @@ def command(
     """Produce the lines of FILE, or of standard input, to TOPIC.
 
     Each line is stored once, in order within its partition, however often it has to be sent.
-    Returns when all of them are acknowledged, with what was sent.
+    Returns when all of them are acknowledged, with what was sent. A line that no record may be ends
+    it: those before it are stored, those after it are not.
     """
     if key_separator == "":
         raise click.UsageError("--key-separator is empty")
@@ -129,6 +131,12 @@ async def _produce(producer: Producer, file: str, wanted: Wanted) -> Sent:
         except BufferFull:
             await producer.ready()
             producer.send(value, key=key, headers=wanted.headers, partition=wanted.partition)
+        except (InvalidRequest, PartitionNotFound) as error:
+            await producer.flush()
+            raise failures.CommandFailed(
+                error.reason,
+                f"line {sent.records + 1}: {error.message}; {sent.records} before it are stored",
+            ) from error
         sent.records += 1
         sent.value_bytes += len(value)
         if wanted.shows_progress and loop.time() - shown_at >= _PROGRESS_S:

@@ -28,6 +28,7 @@ from node.services.errors import Refused
 from node.services.places import full_name
 
 R = TypeVar("R", bound=c.Reply)
+T = TypeVar("T")
 
 # How long an answer from the catalog may wait for the controller's leader; then this node answers
 # from what it knows: metadata stays available without a controller.
@@ -87,14 +88,7 @@ class CatalogAccess:
         NO_LEADER if it is not known here and the controller does not answer."""
         full = full_name(name)
         is_fresh = await self.fresh(deadline)
-        try:
-            return self.topic_here(full, topic_id)
-        except Refused as refused:
-            if is_fresh:
-                raise
-            raise Refused(
-                "NO_LEADER", f"{refused.error.message}, as far as known here: no controller leader"
-            ) from refused
+        return _found(lambda: self.topic_here(full, topic_id), is_fresh=is_fresh)
 
     def topic_here(self, full: str, topic_id: str | None) -> Topic:
         """The same as the catalog is now, by the full name."""
@@ -111,7 +105,16 @@ class CatalogAccess:
         """The same of a subscription, its identity guarded by TOPIC_REPLACED too."""
         if not is_short_name(name):
             raise Refused("BAD_NAME", f"{name!r} is no subscription name: 1 to 200 of A-Za-z0-9._-")
-        topic = await self.topic(topic_name, None, deadline)
+        full = full_name(topic_name)
+        is_fresh = await self.fresh(deadline)
+        return _found(
+            lambda: self._subscription_here(full, name, subscription_id), is_fresh=is_fresh
+        )
+
+    def _subscription_here(
+        self, full: str, name: str, subscription_id: str | None
+    ) -> tuple[Topic, Subscription]:
+        topic = self.topic_here(full, None)
         found = self.catalog.subscription_by_name(topic.number, name)
         if found is None:
             raise Refused("SUBSCRIPTION_NOT_FOUND", f"{topic.name} has no subscription {name}")
@@ -153,6 +156,18 @@ class CatalogAccess:
             metadata=metadata,
             retriable=True if reply.reason is c.Reason.STALE else None,
         )
+
+
+def _found(look: Callable[[], T], *, is_fresh: bool) -> T:
+    """What is not here may only not have come here yet."""
+    try:
+        return look()
+    except Refused as refused:
+        if is_fresh:
+            raise
+        raise Refused(
+            "NO_LEADER", f"{refused.error.message}, as far as known here: no controller leader"
+        ) from refused
 
 
 def full_limit(catalog: Catalog, command: c.Command) -> tuple[str, int] | None:

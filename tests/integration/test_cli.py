@@ -138,10 +138,13 @@ async def test_what_produce_and_read_are_refused_for(cluster: LocalCluster, topi
     await quorumq(cluster, "topic", "create", topic, "--config", "record_bytes_max=1000")
     ended = await quorumq(cluster, "produce", topic, given=b"small\n" + b"x" * 2_000)
     assert ended.code == failures.REFUSED
-    assert ended.err.startswith("error: RECORD_TOO_LARGE: ")
+    assert ended.err.startswith("error: RECORD_TOO_LARGE: line 2: ")
+    assert (await quorumq(cluster, "read", topic, "--value")).out == "small\n"
     ended = await quorumq(cluster, "produce", topic, "--partition", "5", given=b"a\n")
     assert ended.code == failures.NOT_FOUND
-    assert ended.err.startswith("error: PARTITION_NOT_FOUND: ")
+    assert ended.err.startswith("error: PARTITION_NOT_FOUND: line 1: ")
+    ended = await quorumq(cluster, "produce", topic, "--header", "quorumq-mine=1", given=b"a\n")
+    assert ended.code == failures.USAGE
 
 
 async def test_the_cluster_is_shown_and_leaderships_are_moved(

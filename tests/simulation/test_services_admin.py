@@ -349,6 +349,11 @@ def test_metadata_stays_available_without_a_controller_and_changes_do_not() -> N
             (methods.CREATE_TOPIC, pb.CreateTopicRequest(name="u")),
             (methods.ALTER_TOPIC, pb.AlterTopicRequest(name="t")),
             (methods.DELETE_TOPIC, pb.DeleteTopicRequest(name="t")),
+            (methods.DESCRIBE_TOPIC, pb.DescribeTopicRequest(name="none")),
+            (
+                methods.DESCRIBE_SUBSCRIPTION,
+                pb.DescribeSubscriptionRequest(topic="t", name="none"),
+            ),
         ):
             error = await refused(cluster, 1, method, change, timeout_s=1.0)  # type: ignore[arg-type]
             assert error.reason == "NO_LEADER"
