@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 MEMBERSHIP_KEY = b"\xff" * 8 + b"m"  # outside of all groups, see node/storage/keys.py
 _URGE_S = 0.1
 _REGISTER_RETRY_S = 1.0
+_ESTRANGED_S = 3.0
 _REGISTER_TIMEOUT_MS = 2_000
 _HAND_OVER_POLL_S = 0.05
 
@@ -295,6 +296,22 @@ class Broker:
             if reply is not None:
                 break
             await asyncio.sleep(_REGISTER_RETRY_S)
+        self._end_if_gone(reply)
+        await self._notice_removal(registration)
+
+    async def _notice_removal(self, registration: c.RegisterMember) -> None:
+        """A node that is removed while it runs may never hear of it: the others do not speak to it
+        any more. One that hears of no controller for long asks whether it still belongs there."""
+        host = self.host
+        while True:
+            known = host.leader_of(CONTROLLER_GROUP_ID)
+            try:
+                async with asyncio.timeout(None if known else _ESTRANGED_S):
+                    await host.peers.leader_change(CONTROLLER_GROUP_ID, known)
+            except TimeoutError:
+                self._end_if_gone(await self._register_through_peers(registration))
+
+    def _end_if_gone(self, reply: c.Reply | None) -> None:
         if isinstance(reply, c.Refused) and reply.reason == c.Reason.MEMBER_GONE:
             self._failed(NotAMember(reply.message))
 

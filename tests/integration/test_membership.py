@@ -80,7 +80,7 @@ async def test_a_node_is_added_and_another_drained(
     assert news[-1].steps_done == news[-1].steps_total > 0
     assert [n.version for n in news] == sorted({n.version for n in news}), "news that are none"
     assert any(0 < n.steps_done < n.steps_total for n in news), "no progress was to be seen"
-    assert all(n.progress for n in news[:-1])
+    assert all(n.progress for n in news[1:-1])  # the first may be of before the first look
     listed = await client.admin.list_operations()
     assert [operation.node_id for operation in listed[:2]] == [leaving, added]
 
