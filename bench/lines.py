@@ -26,7 +26,10 @@ def short(line: Mapping[str, Any]) -> str:
         for figure, limit in line["target"].items()
     ]
     failures = [f"{line['failures']} failures"] if line["failures"] else []
-    return f"{line['scenario']:<10}  {_VERDICTS[line['ok']]:<5}  {'  '.join(asked + failures)}"
+    others = line.get("machine", {}).get("others_cpu_percent")
+    noise = [] if others is None else [f"beside {others:g} % of others"]
+    told = "  ".join(asked + failures + noise)
+    return f"{line['scenario']:<10}  {_VERDICTS[line['ok']]:<5}  {told}"
 
 
 def _shown(value: object) -> str:

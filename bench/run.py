@@ -60,6 +60,8 @@ async def measure(
 
 def _line(scenario: str, options: Options, result: Result, load_before: float) -> dict[str, Any]:
     figures = dict(result.figures)
+    if figures.get("records_per_s") and len(figures.get("processes", ())) > 1:
+        figures["cpu_ms_per_record"] = _cpu_ms_per_record(figures)
     machine = {"cores": os.cpu_count(), "load_before": round(load_before, 2)}
     if "others_cpu_percent" in figures:
         machine["others_cpu_percent"] = figures.pop("others_cpu_percent")
@@ -80,6 +82,12 @@ def _line(scenario: str, options: Options, result: Result, load_before: float) -
         "target": {target.figure: str(target) for target in SCENARIOS[scenario].targets},
         "ok": judge(scenario, figures, result.failures),
     }
+
+
+def _cpu_ms_per_record(figures: Mapping[str, Any]) -> float:
+    """Of the nodes and the client together: what a busy machine changes least."""
+    percent: float = sum(process["cpu_percent"] for process in figures["processes"].values())
+    return round(10 * percent / figures["records_per_s"], 4)
 
 
 def _commit() -> str:

@@ -72,6 +72,8 @@ def test_one_line_has_the_figures_that_are_asked_for_and_the_verdict() -> None:
     assert short(line) == "produce     ok     records_per_s 123,456 (>= 100000)"
     worse = {**line, "failures": 2, "ok": False}
     assert short(worse) == "produce     BELOW  records_per_s 123,456 (>= 100000)  2 failures"
+    noisy = {**line, "machine": {"others_cpu_percent": 55.0}}
+    assert short(noisy).endswith("(>= 100000)  beside 55 % of others")
 
 
 def test_the_table_has_a_row_for_each_figure_and_for_each_process() -> None:
