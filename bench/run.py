@@ -87,7 +87,8 @@ def _line(scenario: str, options: Options, result: Result, load_before: float) -
 def _cpu_ms_per_record(figures: Mapping[str, Any]) -> float:
     """Of the nodes and the client together: what a busy machine changes least."""
     percent: float = sum(process["cpu_percent"] for process in figures["processes"].values())
-    return round(10 * percent / figures["records_per_s"], 4)
+    per_s: int = figures["records_per_s"]
+    return round(10 * percent / per_s, 4)
 
 
 def _commit() -> str:
