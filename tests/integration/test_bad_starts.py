@@ -6,9 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ import pytest_asyncio
 from node import startup
 from node.local_cluster import LocalCluster
 from node.local_node import LocalNode, free_ports
+from tests.integration.disks import small_disk
 from tests.integration.load import WITHIN_S
 
 
@@ -130,23 +129,10 @@ async def test_a_contradictory_configuration(
     assert all(word in line for word in words), line
 
 
-@contextmanager
-def small_disk(path: Path, *, megabytes: int) -> Iterator[None]:
-    """A file system of that size, where this user may make one."""
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "quorumq-test", str(path)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(path)], check=True)
-
-
 async def test_a_disk_without_room(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", megabytes=64):
+    with small_disk(tmp_path / "disk", megabytes=64) as disk:
         await assert_refused(
-            node_in(tmp_path / "disk", disk_free_bytes_min="65MiB"),
+            node_in(disk, disk_free_bytes_min="65MiB"),
             startup.NoDiskRoom,
             "disk_free_bytes_min",
         )
