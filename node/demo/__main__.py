@@ -182,6 +182,11 @@ async def run(console: Console) -> bool:
         cluster.keep_files = True
         raise
     console.print(result_table(_rows(demo, verdict, acknowledgements, in_sync)))
+    return all_is_good(verdict, in_sync=in_sync)
+
+
+def all_is_good(verdict: Verdict, *, in_sync: int) -> bool:
+    """What the exit status says. `in_sync`: replicas that lack nothing at the end."""
     return verdict.is_good and in_sync == PARTITIONS * REPLICATION_FACTOR
 
 
