@@ -77,6 +77,16 @@ class Engine(EngineReader, Protocol):
     async def sync(self) -> None:
         """One at a time (asserted). Raises StorageError, after which the process must stop."""
 
+    async def compact_range(self, begin: bytes, end: bytes) -> None:
+        """Give the room of what was deleted in begin <= key < end back to the disk; may take
+        minutes. Raises StorageError: nothing is lost then."""
+
+    def stored_bytes(self) -> int:
+        """What the engine's files take, with what was deleted and not given back yet."""
+
+    def disk_free_bytes(self) -> int:
+        """Room left on the disk. Raises StorageError."""
+
     def snapshot(self) -> EngineSnapshot: ...
     def close(self) -> None: ...
 

@@ -54,6 +54,7 @@ from node.services.places import OPERATION_METHOD, Places
 from node.services.topic_settings import settings_of_number
 from node.storage.checkpoints import CheckpointStore
 from node.storage.raft_log import RaftLog
+from node.storage.reclaim import Reclaimer, ReclaimOptions
 from node.storage.tail_cache import TailBudget
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class BrokerOptions:
     host: HostOptions
     driver: DriverOptions = field(default_factory=DriverOptions)
     reconciler: ReconcilerOptions = field(default_factory=ReconcilerOptions)
+    reclaim: ReclaimOptions = field(default_factory=ReclaimOptions)
     tail_budget_bytes: int = 32 << 20
     clock_skew_ms_max: int = 500
     retention_interval_ms: int = 5_000
@@ -147,6 +149,11 @@ class Broker:
         self.controller_machine = machine = CatalogMachine()
         self.controller = ControllerAccess(host, machine)
         self.producer_ids = ProducerIds(self.controller, host)
+        self.reclaimer = Reclaimer(
+            self.engine,
+            logs=lambda: [partition.log for partition in self.partitions.all()],
+            options=options.reclaim,
+        )
         self.partitions = Partitions(
             host=host,
             catalog=machine.catalog,
@@ -156,6 +163,7 @@ class Broker:
             raft_options=options.raft,
             tail_budget=self._tail_budget,
             new_replica=self._new_replica,
+            buried=self.reclaimer.buried,
             damaged=self._failed,
         )
         self.places = Places(host=host, controller=self.controller, partitions=self.partitions)
@@ -206,6 +214,7 @@ class Broker:
         self._tasks.start(self.driver.run(), name="driver")
         self._tasks.start(self.reconciler.run(), name="reconciler")
         self._tasks.start(self.duties.run(), name="duties")
+        self._tasks.start(self.reclaimer.run(), name="reclaim")
 
     def start_draining(self) -> None:
         """This node is about to stop: the others give it no leaderships any more."""

@@ -43,6 +43,7 @@ class LocalPartition:
 
     group: Group
     replica: PartitionReplica
+    log: RaftLog
     topic: int
     partition: int
 
@@ -63,10 +64,12 @@ class Partitions:
         raft_options: RaftOptions,
         tail_budget: TailBudget,
         new_replica: Callable[[int, RaftLog], PartitionReplica],
+        buried: Callable[[int, int], None],
         damaged: Callable[[StorageError], None],
     ) -> None:
         """`damaged` is told when what is stored of a replica can not be trusted: durable data is
-        gone, and this incarnation must not go on (rule R14)."""
+        gone, and this incarnation must not go on (rule R14). `buried`: of each replica that is
+        deleted, the group and how many bytes its log had."""
         self._host = host
         self._catalog = catalog
         self._initial_peers = initial_peers
@@ -75,6 +78,7 @@ class Partitions:
         self._raft_options = raft_options
         self._tail_budget = tail_budget
         self._new_replica = new_replica
+        self._buried = buried
         self._damaged = damaged
         self._partitions: dict[int, LocalPartition] = {}
         self.fresh: dict[int, LocalPartition] = {}  # of new groups that this node should lead
@@ -154,7 +158,7 @@ class Partitions:
             founding=founding,
             options=self._raft_options,
         )
-        local = LocalPartition(group, replica, row.topic, row.partition)
+        local = LocalPartition(group, replica, log, row.topic, row.partition)
         self._partitions[row.group_id] = local
         if founding is not None and log.last_index == 0 and row.desired[:1] == (replica_id,):
             self.fresh[row.group_id] = local
@@ -163,6 +167,7 @@ class Partitions:
         logger.info("group %d: replica %d is deleted", local.group_id, local.group.replica_id)
         del self._partitions[local.group_id]
         self.fresh.pop(local.group_id, None)
+        self._buried(local.group_id, local.log.log_bytes)
         batch = self._engine.new_batch()
         self._host.remove_replica(local.group_id, batch)
         self._purge(batch, local.group_id, local.group.replica_id)

@@ -50,6 +50,7 @@ from node.storage.folder import (
     OtherCluster,
     OtherNode,
 )
+from node.storage.reclaim import ReclaimOptions
 from quorumq.grpc_channel import GrpcChannel
 
 logger = logging.getLogger(__name__)
@@ -379,6 +380,8 @@ def _broker_options(config: NodeConfig) -> BrokerOptions:
             checkpoint_bytes_max=config.checkpoint_bytes_max,
             catch_ups_max=config.catch_ups_max,
         ),
+        # Room is looked for before appends have to be refused.
+        reclaim=ReclaimOptions(disk_free_bytes_min=2 * config.disk_free_bytes_min),
         tail_budget_bytes=config.tail_budget_bytes,
         clock_skew_ms_max=config.clock_skew_ms_max,
         retention_interval_ms=config.retention_interval_ms,

@@ -273,6 +273,10 @@ class RocksEngine:
             # A compaction that fails loses nothing; if it was the disk, the next write says so.
             raise StorageError(f"compaction failed: {error}") from error
 
+    def stored_bytes(self) -> int:
+        """Of the files that are in use, the write-ahead log aside."""
+        return self._property("live-sst-files-size") + self._property("live-blob-file-size")
+
     def disk_free_bytes(self) -> int:
         """Room left for us on the file system. Raises StorageError."""
         try:
@@ -368,6 +372,7 @@ class RocksEngine:
     def _compact(self, begin: bytes, end: bytes) -> None:
         options = rocksdict.CompactOptions()
         options.set_bottommost_level_compaction(rocksdict.BottommostLevelCompaction.force())
+        options.set_exclusive_manual_compaction(False)  # everyday compactions go on beside it
         # Everyday compactions move values only out of the oldest blob files; here out of all.
         database = self._database
         self._compacting = True

@@ -67,6 +67,7 @@ class RaftLog:
         self._terms = TermRuns()
         self._sizes = LogSizes(1)
         self._staged_index = self._staged_bytes = 0
+        self.deleted_bytes = 0  # since it was opened, or since node/storage/reclaim.py set it
         self._set_prefixes()
         try:
             self._load()
@@ -201,7 +202,9 @@ class RaftLog:
         if below <= self._sizes.low:
             return
         self._delete_entries(batch, self._sizes.low, below - 1)
+        held = self._sizes.bytes
         self._sizes.delete_below(below)
+        self.deleted_bytes += held - self._sizes.bytes
         self._put_sizes(batch)
         ends = [segment.first_index for segment in self._meta.segments[1:]]
         empty = sum(end <= below for end in ends)  # segments that end below it
@@ -216,7 +219,9 @@ class RaftLog:
         first = max(first, self._sizes.low)
         if first <= last:
             self._delete_entries(batch, first, last)
+            held = self._sizes.bytes
             self._sizes.delete(first, last)
+            self.deleted_bytes += held - self._sizes.bytes
             self._put_sizes(batch)
 
     def repair(self, batch: WriteBatch, entry: Entry) -> None:

@@ -256,6 +256,9 @@ class MemoryEngine:
     async def compact_range(self, begin: bytes, end: bytes) -> None:
         self._check()
 
+    def stored_bytes(self) -> int:
+        return self._used_bytes
+
     def disk_free_bytes(self) -> int:
         return max(0, self._disk_bytes - self._used_bytes)
 

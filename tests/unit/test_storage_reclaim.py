@@ -1,0 +1,181 @@
+"""Room of what was deleted comes back, and nothing is compacted for nothing (house §4.15)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from cluster.interfaces import StorageError
+from cluster.raft.messages import Entry, EntryKind
+from node.storage import keys
+from node.storage.engine import EngineSettings, RocksEngine
+from node.storage.raft_log import RaftLog
+from node.storage.reclaim import Reclaimer, ReclaimOptions
+
+MIB = 1 << 20
+GIB = 1 << 30
+OPTIONS = ReclaimOptions(garbage_bytes_max=8 * MIB, disk_free_bytes_min=GIB)
+
+
+class FakeLog:
+    def __init__(self, group_id: int, *, held: int, deleted: int = 0) -> None:
+        self.group_id = group_id
+        self.log_bytes = held
+        self.deleted_bytes = deleted
+
+
+class FakeFiles:
+    """A compaction gives back the garbage that lies in its range."""
+
+    def __init__(self, garbage: dict[int, int], *, held: int) -> None:
+        self.garbage = garbage
+        self.held = held
+        self.free = 10 * GIB
+        self.compacted: list[int] = []
+        self.is_broken = False
+
+    def stored_bytes(self) -> int:
+        return self.held + sum(self.garbage.values())
+
+    def disk_free_bytes(self) -> int:
+        return self.free
+
+    async def compact_range(self, begin: bytes, end: bytes) -> None:
+        if self.is_broken:
+            raise StorageError("a bad block")
+        for group_id in self.garbage:
+            if begin <= keys.group_bounds(group_id)[0] < end:
+                self.garbage[group_id] = 0
+                self.compacted.append(group_id)
+
+
+async def exhaust(reclaimer: Reclaimer) -> None:
+    while await reclaimer.look():
+        pass
+
+
+async def test_the_group_that_deleted_most_goes_first_until_little_garbage_is_left() -> None:
+    logs = [FakeLog(n, held=MIB, deleted=n * 10 * MIB) for n in (1, 2, 3)]
+    files = FakeFiles({n: n * 10 * MIB for n in (1, 2, 3)}, held=3 * MIB)
+    reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
+    assert await reclaimer.look()
+    assert files.compacted == [3]
+    await exhaust(reclaimer)
+    assert files.compacted == [3, 2, 1]
+    assert [log.deleted_bytes for log in logs] == [0, 0, 0]
+
+
+async def test_little_garbage_is_left_to_everyday_compactions() -> None:
+    logs = [FakeLog(1, held=100 * MIB, deleted=200 * MIB)]
+    files = FakeFiles({1: 30 * MIB}, held=100 * MIB)
+    reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
+    await exhaust(reclaimer)
+    assert files.compacted == []
+
+
+async def test_a_group_that_holds_much_is_not_written_again_for_little() -> None:
+    logs = [FakeLog(1, held=100 * MIB, deleted=60 * MIB)]
+    files = FakeFiles({1: 60 * MIB}, held=100 * MIB)
+    reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
+    await exhaust(reclaimer)
+    assert files.compacted == [1]  # garbage that it could not explain, see below
+    files.garbage[1] = 60 * MIB
+    await exhaust(reclaimer)
+    assert files.compacted == [1]
+    files.free = GIB - 1
+    await exhaust(reclaimer)
+    assert files.compacted == [1, 1]
+
+
+async def test_a_deleted_group_gives_its_room_back_when_room_is_short_and_much_else_lives() -> None:
+    logs = [FakeLog(1, held=GIB)]
+    files = FakeFiles({1: 0, 2: 100 * MIB}, held=GIB)
+    reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
+    reclaimer.buried(2, 100 * MIB)
+    await exhaust(reclaimer)
+    assert files.compacted == []
+    files.free = GIB - 1
+    await exhaust(reclaimer)
+    assert files.compacted == [2]
+
+
+async def test_garbage_of_an_earlier_run_is_looked_for_once() -> None:
+    logs = [FakeLog(1, held=MIB), FakeLog(2, held=MIB)]
+    files = FakeFiles({1: 0, 2: 100 * MIB}, held=2 * MIB)
+    reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
+    await exhaust(reclaimer)
+    assert files.compacted == [1, 2]
+    files.garbage[2] = 100 * MIB
+    await exhaust(reclaimer)
+    assert files.compacted == [1, 2]
+
+
+async def test_a_compaction_that_fails_is_not_repeated_without_end() -> None:
+    logs = [FakeLog(1, held=MIB, deleted=50 * MIB)]
+    files = FakeFiles({1: 50 * MIB}, held=MIB)
+    files.is_broken = True
+    reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
+    await exhaust(reclaimer)
+    assert reclaimer.compactions == 2
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[RocksEngine]:
+    engine = RocksEngine.create(
+        tmp_path / "engine",
+        mark_path=tmp_path / "mark",
+        settings=EngineSettings(write_buffer_bytes=4 * MIB),
+    )
+    yield engine
+    engine.close()
+
+
+def body(index: int, size: int) -> bytes:
+    return Random(index).randbytes(size)
+
+
+async def fill(engine: RocksEngine, log: RaftLog, *, size: int, total: int) -> None:
+    for first in range(1, total // size + 1, MIB // size):
+        indexes = range(first, min(first + MIB // size, total // size + 1))
+        batch = engine.new_batch()
+        log.append(
+            batch,
+            [
+                Entry.create(index=i, term=1, kind=EntryKind.COMMAND, data=body(i, size))
+                for i in indexes
+            ],
+        )
+        engine.write(batch)
+        await engine.sync()
+
+
+@pytest.mark.parametrize("size", [1 << 10, 16 << 10])
+async def test_trimmed_and_deleted_logs_leave_the_disk(engine: RocksEngine, size: int) -> None:
+    trimmed, deleted, other = (RaftLog(engine, group_id) for group_id in (1, 2, 3))
+    logs = [trimmed, deleted, other]
+    options = ReclaimOptions(garbage_bytes_max=16 * MIB, disk_free_bytes_min=0)
+    reclaimer = Reclaimer(engine, logs=lambda: logs, options=options)
+    for log in (trimmed, deleted):
+        await fill(engine, log, size=size, total=40 * MIB)
+    await fill(engine, other, size=size, total=5 * MIB)
+    assert not await reclaimer.look()
+    last = trimmed.last_index
+    batch = engine.new_batch()
+    trimmed.compact(batch, last)
+    trimmed.delete_history(batch, last - 20)
+    reclaimer.buried(2, deleted.log_bytes)
+    deleted.drop(batch)
+    logs.remove(deleted)
+    engine.write(batch)
+    await engine.sync()
+    assert engine.stored_bytes() > 70 * MIB
+    await exhaust(reclaimer)
+    assert engine.stored_bytes() < 2 * (trimmed.log_bytes + other.log_bytes) + 16 * MIB
+    assert reclaimer.compactions == 1
+    entry = trimmed.entry(last)
+    assert entry is not None
+    assert entry.data == body(last, size)
+    assert trimmed.entry(last - 21) is None
