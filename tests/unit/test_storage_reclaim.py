@@ -174,7 +174,6 @@ async def test_trimmed_and_deleted_logs_leave_the_disk(engine: RocksEngine, size
     assert engine.stored_bytes() > 70 * MIB
     await exhaust(reclaimer)
     assert engine.stored_bytes() < 2 * (trimmed.log_bytes + other.log_bytes) + 16 * MIB
-    assert reclaimer.compactions == 1
     entry = trimmed.entry(last)
     assert entry is not None
     assert entry.data == body(last, size)
