@@ -34,7 +34,14 @@ class Ended(NamedTuple):
 async def begun(cluster: LocalCluster, *arguments: str) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-m", "node", "--server", cluster.servers, *arguments)
-    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    return await asyncio.create_subprocess_exec(
+        *command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        # Tests run in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 async def quorumq(cluster: LocalCluster, *arguments: str, given: bytes = b"") -> Ended:
