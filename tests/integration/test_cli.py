@@ -31,17 +31,18 @@ class Ended(NamedTuple):
         return [json.loads(line) for line in self.out.splitlines()]
 
 
+_HEED_INTERRUPTS = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 async def begun(cluster: LocalCluster, *arguments: str) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-m", "node", "--server", cluster.servers, *arguments)
-    return await asyncio.create_subprocess_exec(
-        *command,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        # Tests run in the background inherit that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # Tests run in the background inherit that Ctrl-C is ignored.
+    heeding = (sys.executable, "-c", _HEED_INTERRUPTS, *command)
+    return await asyncio.create_subprocess_exec(*heeding, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
 async def quorumq(cluster: LocalCluster, *arguments: str, given: bytes = b"") -> Ended:
