@@ -37,6 +37,7 @@ from cluster.interfaces import (
     Transport,
     WriteBatch,
 )
+from cluster.mending import Mender
 from cluster.peers import Peers
 from cluster.raft.configuration import Configuration
 from cluster.raft.messages import Message
@@ -112,8 +113,14 @@ class Host:
             entries_max=options.checkpoint_entries_max,
             bytes_max=options.checkpoint_bytes_max,
         )
+        self._mender = Mender(
+            engine, transport, self._tasks, groups=self.groups, node_of=self.peers.node_of
+        )
         self._server = CatchUpServer(
-            engine, served_max=options.catch_ups_max, chunk_bytes=options.catch_up_chunk_bytes
+            engine,
+            served_max=options.catch_ups_max,
+            chunk_bytes=options.catch_up_chunk_bytes,
+            mend=self.mend,
         )
         self._fetcher = CatchUpFetcher(
             engine,
@@ -453,6 +460,14 @@ class Host:
             for member, progress in group.core.progress.items():
                 if progress.inflight and self.peers.node_of(member) == node_id:
                     group.core.unreachable(member)
+
+    async def mend(self, group: Group, index: int) -> bool:
+        """Whether the entry, found damaged here, can be read now: another replica may have it."""
+        return await self._mender.mend(group, index)
+
+    def entry_for_peer(self, request: bytes) -> bytes:
+        """A peer's ENTRY_METHOD. Raises PeerError."""
+        return self._mender.serve(request)
 
     async def catch_up(self, request: CatchUpRequest) -> AsyncIterator[CatchUpChunk]:
         group = self.groups.get(request.group_id)

@@ -28,7 +28,12 @@ class StorageError(Exception):
 
 
 class CorruptEntry(StorageError):
-    """An entry's CRC or contiguity is wrong below what was durable (rule R14)."""
+    """An entry's CRC or contiguity is wrong below what was durable (rule R14). `index`: the one
+    entry that is damaged or missing, 0 when it is more."""
+
+    def __init__(self, message: str, *, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class CorruptRow(StorageError):
@@ -144,6 +149,9 @@ class LogStore(Protocol):
 
     def delete_history(self, batch: WriteBatch, below: int) -> None:
         """Delete stored entries with index < min(below, first_index)."""
+
+    def repair(self, batch: WriteBatch, entry: Entry) -> None:
+        """Store an intact copy of an entry that is damaged here; nothing, if that was deleted."""
 
     def stage(self, batch: WriteBatch, entries: Sequence[Entry]) -> None:
         """Keep entries of a catch-up aside: not part of the log until `switch`. Idempotent."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 
 from cluster.group import Group
 from cluster.interfaces import (
@@ -30,10 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 class CatchUpServer:
-    """Serves at most `served_max` catch-ups at a time; more are refused with BUSY."""
+    """Serves at most `served_max` catch-ups at a time; more are refused with BUSY. `mend`: see
+    cluster/mending.py."""
 
-    def __init__(self, engine: Engine, *, served_max: int, chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        served_max: int,
+        chunk_bytes: int,
+        mend: Callable[[Group, int], Awaitable[bool]],
+    ) -> None:
         self._engine = engine
+        self._mend = mend
         self._served_max = served_max
         self._chunk_bytes = chunk_bytes
         self._serving = 0
@@ -52,8 +62,9 @@ class CatchUpServer:
             group.pinned_index = meta.index
             yield CatchUpChunk(meta=meta)
             above = max(request.applied_index, request.staged_index)
-            for chunk in self._entry_chunks(group, snapshot, above):
-                yield chunk
+            async with aclosing(self._entry_chunks(group, snapshot, above)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
             for chunk in self._segment_chunks(group, snapshot):
                 yield chunk
             yield CatchUpChunk(done=True)
@@ -62,17 +73,15 @@ class CatchUpServer:
             group.pinned_index = None
             snapshot.close()
 
-    def _entry_chunks(
+    async def _entry_chunks(
         self, group: Group, snapshot: EngineSnapshot, above: int
-    ) -> Iterator[CatchUpChunk]:
+    ) -> AsyncGenerator[CatchUpChunk, None]:
         """Entries that hold live records, each with its derived row."""
         entries: list[Entry] = []
         rows: list[tuple[bytes, bytes]] = []
         size = 0
         for index, key, value in group.machine.history(snapshot, above):
-            entry = group.log.entry(index, snapshot)
-            if entry is None:
-                raise CorruptEntry(f"group {group.group_id}: live entry {index} is not stored")
+            entry = await self._entry(group, snapshot, index)
             entries.append(entry)
             rows.append((key, value))
             size += len(entry.data)
@@ -81,6 +90,18 @@ class CatchUpServer:
                 entries, rows, size = [], [], 0
         if entries:
             yield CatchUpChunk(entries=entries, rows=rows)
+
+    async def _entry(self, group: Group, snapshot: EngineSnapshot, index: int) -> Entry:
+        """Raises PeerError when it is damaged and no replica has it."""
+        try:
+            entry = group.log.entry(index, snapshot)
+        except CorruptEntry:
+            entry = None
+        if entry is None and await self._mend(group, index):
+            entry = group.log.entry(index)  # what was mended now is not in the snapshot
+        if entry is None:
+            raise PeerError("CORRUPT", f"group {group.group_id}: live entry {index} is damaged")
+        return entry
 
     def _segment_chunks(self, group: Group, snapshot: EngineSnapshot) -> Iterator[CatchUpChunk]:
         part: list[tuple[bytes, bytes]] = []

@@ -42,6 +42,7 @@ from cluster.interfaces import (
     Receiver,
     Transport,
 )
+from cluster.mending import ENTRY_METHOD
 from cluster.raft.configuration import Configuration
 from cluster.raft.errors import ChangeRefused, RaftRefused
 from cluster.raft.state import RaftOptions, RandomSource
@@ -405,6 +406,8 @@ class Broker:
             return await self.controller.serve(request)
         if method == VERSION_METHOD:
             return await self.controller.serve_version()
+        if method == ENTRY_METHOD:
+            return self.host.entry_for_peer(request)
         if method == TRANSFER_METHOD:
             return await self.driver.serve_transfer(request)
         if method == REGISTER_METHOD:

@@ -282,7 +282,10 @@ class PartitionReplica:
     def _batch(self, row: RecordRow) -> bytes:
         entry = self._log.entry(row.entry_index)
         if entry is None:
-            raise CorruptEntry(f"group {self.group_id}: live entry {row.entry_index} is not stored")
+            raise CorruptEntry(
+                f"group {self.group_id}: live entry {row.entry_index} is not stored",
+                index=row.entry_index,
+            )
         return codec.batch_of(entry.data)
 
     def _place(self, offset: int) -> BatchPlace | None:

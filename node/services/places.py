@@ -20,7 +20,7 @@ from cluster.controller.catalog import Catalog
 from cluster.controller.model import Topic, is_topic_name
 from cluster.group import OutcomeUnknown, ProposalLost
 from cluster.host import Host
-from cluster.interfaces import PeerError
+from cluster.interfaces import CorruptEntry, PeerError, StorageError
 from cluster.raft.errors import NotLeader, Transferring
 from node import codec
 from node.partition import commands
@@ -232,7 +232,7 @@ class Places:
         if local is None:
             return _NOT_LEADER + f"node {self.node_id} does not lead".encode()
         try:
-            answer = await operation.run(local, operation.method.decode_request(body))
+            answer = await self._run(local, operation, body)
         except NotLeader as error:
             return _NOT_LEADER + str(error).encode()
         except (Transferring, ProposalLost) as error:
@@ -242,6 +242,19 @@ class Places:
         except Exception as error:  # becomes the answer; a bug is logged by refused_of
             return _REFUSED + refused_of(error).error.SerializeToString()
         return _DONE + operation.method.encode_response(answer)
+
+    async def _run(self, local: LocalPartition, operation: Operation[Any, R], body: bytes) -> R:
+        while True:
+            try:
+                return await operation.run(local, operation.method.decode_request(body))
+            except CorruptEntry as error:
+                if not await self.mend(local, error):
+                    raise
+
+    async def mend(self, local: LocalPartition, error: StorageError) -> bool:
+        """Whether what was found damaged can be read now: another replica may have it."""
+        index = error.index if isinstance(error, CorruptEntry) else 0
+        return await self._host.mend(local.group, index)
 
 
 async def propose(local: LocalPartition, command: commands.Command) -> commands.Reply:

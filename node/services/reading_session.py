@@ -404,9 +404,17 @@ class ReadSession:
 
     def _corrupt(self, source: LocalSource, error: StorageError) -> None:
         """What is stored here of the record at the cursor is damaged."""
+        self._close(source)
+        self._tasks.start(self._mend(source, error), name=f"mend {source.cursor.partition}")
+
+    async def _mend(self, source: LocalSource, error: StorageError) -> None:
         cursor = source.cursor
-        self._end(cursor, refused_of(error))
-        self._statuses[cursor.partition].offset = cursor.next_offset
+        if await self._places.mend(source.local, error):
+            self._unplaced.append(cursor)
+            self._wake_up()
+        else:
+            self._end(cursor, refused_of(error))
+            self._statuses[cursor.partition].offset = cursor.next_offset
 
     def _failed_once(self, cursor: Cursor) -> None:
         """Nobody can be asked for it. Passes unnoticed unless it lasts."""

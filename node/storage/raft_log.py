@@ -139,7 +139,7 @@ class RaftLog:
             return cached
         found = self._stored(self._engine, self._meta, index)
         if found is None and in_tail:
-            raise CorruptEntry(f"entry {index} of group {self.group_id} is missing")
+            raise CorruptEntry(f"entry {index} of group {self.group_id} is missing", index=index)
         return found
 
     # Writing
@@ -225,9 +225,10 @@ class RaftLog:
             self._put_sizes(batch)
 
     def repair(self, batch: WriteBatch, entry: Entry) -> None:
-        """Store an intact copy of an entry that this log holds damaged."""
         assert entry.is_intact(), f"entry {entry.index} is not intact itself"
         assert entry.index <= self._last_index, f"entry {entry.index} is not in the log"
+        if entry.index < self._sizes.low:
+            return  # deleted meanwhile
         prefix = keys.entry_prefix(self.group_id, self._meta.generation_of(entry.index))
         batch.put(keys.index_key(prefix, entry.index), encode_entry(entry))
 
@@ -344,9 +345,13 @@ class RaftLog:
                 found.append(entry)
                 expected += 1
         except CorruptRow as error:
-            raise CorruptEntry(f"entry {expected} of group {self.group_id}: {error}") from error
+            raise CorruptEntry(
+                f"entry {expected} of group {self.group_id}: {error}", index=expected
+            ) from error
         if expected <= high:
-            raise CorruptEntry(f"entry {expected} of group {self.group_id} is missing")
+            raise CorruptEntry(
+                f"entry {expected} of group {self.group_id} is missing", index=expected
+            )
         return found
 
     def _tail_rows(self, low: int, high: int) -> Iterator[tuple[bytes, bytes]]:
@@ -358,16 +363,20 @@ class RaftLog:
         try:
             row = reader.get(keys.index_key(prefix, index))
         except CorruptRow as error:
-            raise CorruptEntry(f"entry {index} of group {self.group_id}: {error}") from error
+            raise CorruptEntry(
+                f"entry {index} of group {self.group_id}: {error}", index=index
+            ) from error
         return None if row is None else self._checked(index, row)
 
     def _checked(self, index: int, row: bytes) -> Entry:
         try:
             entry = decode_entry(index, row)
         except ValueError as error:
-            raise CorruptEntry(f"group {self.group_id}: {error}") from error
+            raise CorruptEntry(f"group {self.group_id}: {error}", index=index) from error
         if not entry.is_intact():
-            raise CorruptEntry(f"the CRC of entry {index} of group {self.group_id} is wrong")
+            raise CorruptEntry(
+                f"the CRC of entry {index} of group {self.group_id} is wrong", index=index
+            )
         return entry
 
     def _meta_in(self, reader: EngineReader) -> LogMeta:

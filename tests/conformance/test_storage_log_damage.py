@@ -75,9 +75,24 @@ def test_R14_a_flipped_bit_in_the_history_is_found_by_its_reader(rig: Rig) -> No
     with pytest.raises(CorruptEntry):
         reopened.entry(4)
     snapshot = rig.engine.snapshot()
-    with pytest.raises(CorruptEntry):
+    with pytest.raises(CorruptEntry) as caught:
         reopened.entry(4, snapshot)
+    assert caught.value.index == 4
     snapshot.close()
+
+
+def test_a_repair_brings_nothing_back_that_was_deleted_meanwhile(rig: Rig) -> None:
+    log = opened(rig)
+    append(rig, log, commands(1, 10))
+    compact(rig, log, 8)
+    batch = rig.engine.new_batch()
+    log.delete_history(batch, 5)
+    log.repair(batch, command(4))
+    log.repair(batch, command(5))
+    rig.engine.write(batch)
+    assert log.entry(4) is None
+    assert opened(rig).entry(4) is None
+    assert log.entry(5) == command(5)
 
 
 @pytest.mark.parametrize("missing", [1, 5, 10])
