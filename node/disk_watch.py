@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _INTERVAL_S = 1.0
 _SLOW_AGAIN_S = 60.0  # between two hand-overs for slowness
 _HYSTERESIS = 1.1  # room must exceed the minimum by this much to count as enough again
-_FLUSHES_MIN = 20
+_SLOW_FLUSHES_MIN = 5  # with a slow mean each: one that hung for long says nothing of the next
 
 
 class Disk(Protocol):
@@ -50,7 +50,7 @@ class DiskWatch:
         self._flush_slow_ms = flush_slow_ms
         self._hand_over = hand_over
         self._set_reluctant = set_reluctant
-        self._flushes_seen = 0
+        self._fast_until = 0  # how many flushes there were when the mean was not slow
         self._slow_until = 0.0
         self.full = False
         self.free_bytes = disk.disk_free_bytes()
@@ -81,8 +81,9 @@ class DiskWatch:
     async def _look_at_speed(self) -> None:
         flushes, mean_ms = self._disk.flush_mean_ms()
         now = asyncio.get_running_loop().time()
-        fresh, self._flushes_seen = flushes - self._flushes_seen, flushes
-        if fresh < _FLUSHES_MIN or mean_ms < self._flush_slow_ms or self._is_slow():
+        if mean_ms < self._flush_slow_ms or self._is_slow():
+            self._fast_until = flushes
+        if flushes - self._fast_until < _SLOW_FLUSHES_MIN:
             return
         self._slow_until = now + _SLOW_AGAIN_S
         self._set_reluctant(True)
