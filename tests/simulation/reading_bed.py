@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
 import grpc
 import zstandard
 
+from cluster.tasks import TaskGroup
 from quorumq import methods
 from quorumq.channel import CallFailed, ResponseStream
 from quorumq.v1 import errors_pb2, messaging_pb2, records_pb2
@@ -224,5 +226,23 @@ class Follower:
             )
             got += records_of(response.delivery)
         else:
-            assert kind in ("heartbeat", "status"), f"{response}"
+            assert kind in ("heartbeat", "status", "go_away"), f"{response}"
             assert kind != "status" or response.status.error.retriable, f"{response}"
+
+
+@asynccontextmanager
+async def following(*followers: Follower) -> AsyncIterator[None]:
+    """They follow meanwhile; what one of them objects to ends the story."""
+    async with TaskGroup("followers") as tasks:
+        for follower in followers:
+            tasks.start(follower.follow(), name=f"node {follower.node_id}")
+        yield
+        tasks.cancel()
+
+
+async def all_came(follower: Follower, writer: Writer) -> None:
+    """Everything that was stored has come, or will soon, and nothing else."""
+    got = follower.got[writer.partition]
+    where = f"partition {writer.partition} through node {follower.node_id}"
+    await follower.cluster.until(lambda: len(got) >= len(writer.stored), f"all of {where}")
+    assert got == writer.stored, where

@@ -13,10 +13,12 @@ from tests.simulation.cluster import SimCluster
 from tests.simulation.reading_bed import (
     Follower,
     Writer,
+    all_came,
     at,
     batch_of,
     deliveries,
     ends,
+    following,
     group_of,
     leading_node,
     next_of,
@@ -34,10 +36,6 @@ from tests.simulation.reading_bed import (
 NUMBERS = [b"%d" % number for number in range(30)]
 
 
-async def came(cluster: SimCluster, got: list[bytes], count: int) -> None:
-    await cluster.until(lambda: len(got) == count, f"{count} records")
-
-
 # --- whole clusters ------------------------------------------------------------------------------
 
 
@@ -46,25 +44,53 @@ def test_readers_through_every_node_lose_and_repeat_nothing_while_leaders_crash(
     async def story(cluster: SimCluster) -> None:
         writers = [Writer(cluster, partition) for partition in range(2)]
         followers = [Follower(cluster, node_id, 2) for node_id in cluster.nodes]
-        following = [asyncio.ensure_future(follower.follow()) for follower in followers]
-        writing = [asyncio.ensure_future(writer.write(60)) for writer in writers]
-        for _ in range(4):
-            await asyncio.sleep(cluster.random.uniform(0.2, 1.5))
-            node = leading_node(cluster, cluster.random.choice([0, 1]))
-            await node.crash()
-            await asyncio.sleep(cluster.random.uniform(0.0, 2.0))
-            node.start()
-        await asyncio.gather(*writing)
-        for writer in writers:
-            for follower in followers:
-                got = follower.got[writer.partition]
-                await came(cluster, got, 60)
-                assert got == writer.stored
-        for task in following:
-            task.cancel()
-        await asyncio.wait(following)
+        async with following(*followers):
+            writing = [asyncio.ensure_future(writer.write(60)) for writer in writers]
+            for _ in range(4):
+                await asyncio.sleep(cluster.random.uniform(0.2, 1.5))
+                node = leading_node(cluster, cluster.random.choice([0, 1]))
+                await node.crash()
+                await asyncio.sleep(cluster.random.uniform(0.0, 2.0))
+                node.start()
+            await asyncio.gather(*writing)
+            for writer in writers:
+                for follower in followers:
+                    await all_came(follower, writer)
 
     play(story, seed=seed, partitions=2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_goes_away_readers_and_relays_find_another_way(seed: int) -> None:
+    """Nodes crash, stop in order or are cut off from their peers; each lacks some partition."""
+
+    async def story(cluster: SimCluster) -> None:
+        writers = [Writer(cluster, partition) for partition in range(3)]
+        followers = [Follower(cluster, node_id, 3) for node_id in cluster.nodes]
+        async with following(*followers):
+            writing = [asyncio.ensure_future(writer.write(40)) for writer in writers]
+            for _ in range(5):
+                await asyncio.sleep(cluster.random.uniform(0.1, 1.5))
+                await go_away_and_come_back(cluster, cluster.random.choice(list(cluster.nodes)))
+            await asyncio.gather(*writing)
+            for writer in writers:
+                for follower in followers:
+                    await all_came(follower, writer)
+
+    play(story, seed=seed, nodes=4, partitions=3)
+
+
+async def go_away_and_come_back(cluster: SimCluster, node_id: int) -> None:
+    node, random = cluster.nodes[node_id], cluster.random
+    how = random.choice(["crash", "stop", "cut off"])
+    if how == "cut off":
+        cluster.network.isolate(node_id, list(cluster.nodes))
+        await asyncio.sleep(random.uniform(0.0, 8.0))
+        cluster.network.heal()
+        return
+    await (node.crash() if how == "crash" else node.stop())
+    await asyncio.sleep(random.uniform(0.0, 2.0))
+    node.start()
 
 
 def test_one_stream_survives_every_change_of_leader() -> None:
@@ -72,24 +98,20 @@ def test_one_stream_survives_every_change_of_leader() -> None:
 
     async def story(cluster: SimCluster) -> None:
         here, elsewhere = Follower(cluster, 3, 1), Follower(cluster, 4, 1)
-        following = [asyncio.ensure_future(f.follow()) for f in (here, elsewhere)]
         writer = Writer(cluster, 0)
-        for node_id in (1, 2, 1, 2):
-            writing = asyncio.ensure_future(writer.write(15))
-            await asyncio.sleep(0.1)
-            await cluster.nodes[node_id].crash()
-            await writing
-            cluster.nodes[node_id].start()
+        async with following(here, elsewhere):
+            for node_id in (1, 2, 1, 2):
+                writing = asyncio.ensure_future(writer.write(15))
+                await asyncio.sleep(0.1)
+                await cluster.nodes[node_id].crash()
+                await writing
+                cluster.nodes[node_id].start()
+            for follower in (here, elsewhere):
+                await all_came(follower, writer)
+                assert follower.streams == 1
         leader = cluster.leader(group_of(cluster))
         assert leader is not None
         assert leader.group.term > 1
-        for follower in (here, elsewhere):
-            await came(cluster, follower.got[0], 60)
-            assert follower.got[0] == writer.stored
-            assert follower.streams == 1
-        for task in following:
-            task.cancel()
-        await asyncio.wait(following)
 
     play(story, nodes=4)
 

@@ -17,8 +17,10 @@ from tests.simulation.damage import all_stored, damage_entry, entry_of
 from tests.simulation.reading_bed import (
     Follower,
     Writer,
+    all_came,
     at,
     batch_of,
+    following,
     group_of,
     next_of,
     open_read,
@@ -68,41 +70,35 @@ def test_a_node_that_drains_says_go_away_and_takes_no_more_streams() -> None:
 
 def test_a_relay_goes_on_elsewhere_when_its_node_stops() -> None:
     async def story(cluster: SimCluster) -> None:
-        follower = Follower(cluster, 4, 1)
-        following = asyncio.ensure_future(follower.follow())
-        writer = Writer(cluster, 0)
-        for node_id in (1, 2, 3):
-            await writer.write(10)
-            await cluster.nodes[node_id].stop()
-            await writer.write(10)
-            cluster.nodes[node_id].start()
-        await cluster.until(lambda: len(follower.got[0]) == 60, "all records")
-        assert follower.got[0] == writer.stored
+        follower, writer = Follower(cluster, 4, 1), Writer(cluster, 0)
+        async with following(follower):
+            for node_id in (1, 2, 3):
+                await writer.write(10)
+                await cluster.nodes[node_id].stop()
+                await writer.write(10)
+                cluster.nodes[node_id].start()
+            await all_came(follower, writer)
         assert follower.streams == 1
-        following.cancel()
-        await asyncio.wait([following])
 
     play(story, nodes=4)
 
 
 def test_a_replica_that_moves_away_takes_no_reader_with_it() -> None:
     async def story(cluster: SimCluster) -> None:
-        follower = Follower(cluster, 2, 1)
-        following = asyncio.ensure_future(follower.follow())
-        writer = Writer(cluster, 0)
-        await writer.write(20)
-        move = admin_pb2.MoveReplicaRequest(topic="t", partition=0, from_node_id=2, to_node_id=4)
-        await ask(cluster, 1, methods.MOVE_REPLICA, move)
-        await writer.write(40)
-        moved = cluster.nodes[2].broker
-        assert moved is not None
-        await cluster.until(lambda: moved.partitions.get(group_of(cluster)) is None, "a move")
-        await writer.write(20)
-        await cluster.until(lambda: len(follower.got[0]) == 80, "all records")
-        assert follower.got[0] == writer.stored
+        follower, writer = Follower(cluster, 2, 1), Writer(cluster, 0)
+        async with following(follower):
+            await writer.write(20)
+            move = admin_pb2.MoveReplicaRequest(
+                topic="t", partition=0, from_node_id=2, to_node_id=4
+            )
+            await ask(cluster, 1, methods.MOVE_REPLICA, move)
+            await writer.write(40)
+            moved = cluster.nodes[2].broker
+            assert moved is not None
+            await cluster.until(lambda: moved.partitions.get(group_of(cluster)) is None, "a move")
+            await writer.write(20)
+            await all_came(follower, writer)
         assert follower.streams == 1
-        following.cancel()
-        await asyncio.wait([following])
 
     play(story, nodes=4)
 
