@@ -321,13 +321,31 @@ class Group:
                 found = configuration
         return found
 
+    def trimmed_bytes(self, *, tail_bytes_max: int) -> int:
+        """Stored entries without live records that a checkpoint taken now would let go."""
+        below = min(self.machine.live_index(), self._tail_start(tail_bytes_max))
+        return self.log.bytes_below(below)
+
+    def _tail_start(self, tail_bytes_max: int) -> int:
+        """Entries from here on are kept, trimmed or not, for replicas that are a little behind. All
+        have all as long as the group's clocks stand still (rule R20)."""
+        if self.core.quiesced:
+            return self.core.log.applied_index + 1
+        return self.log.tail_start(tail_bytes_max)
+
     def put_checkpoint(
-        self, batch: WriteBatch, meta: CheckpointMeta, changed: list[tuple[bytes, bytes | None]]
+        self,
+        batch: WriteBatch,
+        meta: CheckpointMeta,
+        changed: list[tuple[bytes, bytes | None]],
+        *,
+        tail_bytes_max: int,
     ) -> None:
         """Checkpoint, compaction and deletion of what it calls trimmed, in one batch. The log keeps
-        what came after the checkpoint before this one, for followers that are a little behind."""
+        what came after the checkpoint before this one, as far as tail_bytes_max goes."""
         self.snapshots.put(batch, meta, changed)
-        keep_from = self.checkpoint_index
+        keep_from = max(self.checkpoint_index, self._tail_start(tail_bytes_max) - 1)
+        keep_from = min(keep_from, meta.index)
         if self.pinned_index is not None:
             keep_from = min(keep_from, self.pinned_index)
         if keep_from >= self.log.first_index:

@@ -55,6 +55,10 @@ class HostOptions:
     peer_silence_ticks          a peer not heard from for so long counts as gone
     checkpoint_entries_max      applied since the last checkpoint: the next one is due,
     checkpoint_bytes_max        whichever comes first
+    tail_bytes_max              newest entries kept, trimmed or not, for replicas that are behind;
+                                never more than what came after the checkpoint before the last
+    trimmed_bytes_max           entries below that tail that hold nothing live any more: beyond it a
+                                checkpoint is due, too
     catch_ups_max               checkpoints fetched, and as many served, at a time
     catch_up_chunk_bytes        of entries or segments in one message
     """
@@ -64,6 +68,8 @@ class HostOptions:
     peer_silence_ticks: int = 10
     checkpoint_entries_max: int = 10_000
     checkpoint_bytes_max: int = 64 << 20
+    tail_bytes_max: int = 32 << 20
+    trimmed_bytes_max: int = 1 << 20
     catch_ups_max: int = 2
     catch_up_chunk_bytes: int = 1 << 20
 
@@ -112,6 +118,8 @@ class Host:
             self._tasks,
             entries_max=options.checkpoint_entries_max,
             bytes_max=options.checkpoint_bytes_max,
+            tail_bytes_max=options.tail_bytes_max,
+            trimmed_bytes_max=options.trimmed_bytes_max,
         )
         self._mender = Mender(
             engine, transport, self._tasks, groups=self.groups, node_of=self.peers.node_of
@@ -406,6 +414,7 @@ class Host:
                 del self._awake[group.group_id]
         if self._wanted:
             self._turn()
+        self._checkpointer.sweep(self.groups)
         if self._ticks % self.options.beat_ticks == 0:
             self._send(beat=True)
 

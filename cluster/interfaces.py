@@ -136,6 +136,13 @@ class LogStore(Protocol):
     def entry(self, index: int, reader: EngineReader | None = None) -> Entry | None:
         """Any stored entry, history too; None when it was deleted. Raises CorruptEntry."""
 
+    def tail_start(self, bytes_max: int) -> int:
+        """About the lowest index from which entries to the end take at most so much, at least
+        first_index."""
+
+    def bytes_below(self, index: int) -> int:
+        """What is stored of entries below the index takes about so much."""
+
     def found(self, batch: WriteBatch, configuration: Configuration) -> None:
         """Only while empty: the configuration that a founding replica starts with, at index 0."""
 
@@ -211,6 +218,9 @@ class Machine(Protocol):
         other than COMMAND). Derived rows (a record index) go into `batch`."""
 
     def freeze(self) -> FrozenState: ...
+    def live_index(self) -> int:
+        """No entry below it holds a live record: what `freeze` would say."""
+
     def history(self, reader: EngineReader, above: int) -> Iterator[tuple[int, bytes, bytes]]:
         """(entry index, row key, row value) of every live derived row whose entry is above `above`,
         rising: what a replica that catches up needs besides the checkpoint. Row keys are the

@@ -146,6 +146,10 @@ class NodeConfig:
     checkpoint_bytes_max: int = _bytes(
         64 << 20, "bytes applied until a partition's next checkpoint", least=1
     )
+    tail_bytes_max: int = _bytes(
+        32 << 20,
+        "a partition's newest entries, kept though trimmed for replicas that are behind",
+    )
     tail_budget_bytes: int = _bytes(
         32 << 20,
         "newest entries of all logs, kept in memory for replicas and readers",

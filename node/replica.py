@@ -8,6 +8,7 @@ written; everybody who is told something here runs later than that.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from cluster.interfaces import (
     CheckpointMeta,
     Clock,
     CorruptEntry,
+    CorruptRow,
     EngineReader,
     FrozenState,
     LogStore,
@@ -132,7 +134,19 @@ class PartitionReplica:
 
     def freeze(self) -> FrozenState:
         frozen = self.machine.freeze()
-        return _Frozen(frozen, self._find_live_index())
+        return _Frozen(frozen, self.live_index())
+
+    def live_index(self) -> int:
+        machine = self.machine
+        if machine.first_offset == machine.next_offset:
+            self._live_index = machine.applied_index + 1
+            return self._live_index
+        # Where a row is not written yet, or can not be read, the former bound still holds.
+        with contextlib.suppress(CorruptRow):
+            row = self.index.find(machine.first_offset)
+            if row is not None and row.base_offset <= machine.first_offset:
+                self._live_index = row.entry_index
+        return self._live_index
 
     def history(self, reader: EngineReader, above: int) -> Iterator[tuple[int, bytes, bytes]]:
         """Rows of untrimmed records whose entry is above `above`, as the reader sees them."""
@@ -308,18 +322,6 @@ class PartitionReplica:
         if row is not None and row.base_offset <= first_offset:
             return row.base_offset
         return first_offset if first_offset == self.machine.next_offset else 0
-
-    def _find_live_index(self) -> int:
-        """Below it no entry holds a live record."""
-        machine = self.machine
-        if machine.first_offset == machine.next_offset:
-            self._live_index = machine.applied_index + 1
-        else:
-            row = self.index.find(machine.first_offset)
-            # A row that is not written yet is not seen: then the former bound still holds.
-            if row is not None and row.base_offset <= machine.first_offset:
-                self._live_index = row.entry_index
-        return self._live_index
 
     def _first_row_above(self, reader: EngineReader, above: int) -> RecordRow | None:
         """The first row with an untrimmed record whose entry is above `above`: a binary search."""

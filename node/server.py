@@ -378,6 +378,7 @@ def _broker_options(config: NodeConfig) -> BrokerOptions:
             peer_silence_ticks=config.election_ticks,
             checkpoint_entries_max=config.checkpoint_entries_max,
             checkpoint_bytes_max=config.checkpoint_bytes_max,
+            tail_bytes_max=config.tail_bytes_max,
             catch_ups_max=config.catch_ups_max,
         ),
         # Room is looked for before appends have to be refused.

@@ -63,6 +63,9 @@ class CatalogMachine:
     def freeze(self) -> FrozenCatalog:
         return FrozenCatalog(self.applied_index, self.catalog.take_segments())
 
+    def live_index(self) -> int:
+        return self.applied_index + 1
+
     def history(self, reader: EngineReader, above: int) -> Iterator[tuple[int, bytes, bytes]]:
         """Nothing: the checkpoint holds the whole catalog."""
         return iter(())

@@ -34,6 +34,25 @@ class LogSizes:
                 return
         self._blocks.append([last_index, size])
 
+    def below(self, index: int) -> int:
+        """Bytes of the entries below `index`."""
+        size = 0
+        for at, (last, block_size) in enumerate(self._blocks):
+            if last >= index:
+                return size + (self._share(at, index) if self._first(at) < index else 0)
+            size += block_size
+        return size
+
+    def start_of_last(self, bytes_max: int) -> int:
+        """The lowest index from which all entries together have at most bytes_max."""
+        room = bytes_max
+        for at in range(len(self._blocks) - 1, -1, -1):
+            last, size = self._blocks[at]
+            if size > room:
+                return last + 1 - (last + 1 - self._first(at)) * room // size
+            room -= size
+        return self.low
+
     def truncate(self, index: int) -> None:
         """Nothing from `index` on is stored any more."""
         while self._blocks and self._first(len(self._blocks) - 1) >= index:

@@ -142,6 +142,12 @@ class RaftLog:
             raise CorruptEntry(f"entry {index} of group {self.group_id} is missing", index=index)
         return found
 
+    def tail_start(self, bytes_max: int) -> int:
+        return max(self._meta.first_index, self._sizes.start_of_last(bytes_max))
+
+    def bytes_below(self, index: int) -> int:
+        return self._sizes.below(index)
+
     # Writing
 
     def append(self, batch: WriteBatch, entries: Sequence[Entry]) -> None:

@@ -84,7 +84,8 @@ def test_r10_catch_ups_served_at_a_time_are_bounded() -> None:
         local = cluster.leader(group_id)
         assert local is not None
         group = local.group
-        server = CatchUpServer(group.engine, served_max=1, chunk_bytes=100)
+        (host,) = [b.host for b in cluster.brokers() if b.partitions.get(group_id) is local]
+        server = CatchUpServer(group.engine, served_max=1, chunk_bytes=100, mend=host.mend)
         request = CatchUpRequest(
             group_id=group_id,
             from_replica=group.replica_id,

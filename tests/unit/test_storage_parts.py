@@ -147,6 +147,11 @@ def test_log_sizes_stay_consistent(steps: list[tuple[str, int, int]]) -> None:
             sizes = LogSizes.decode(sizes.encode(last + 1))
             assert sizes.bytes == before
         assert sizes.bytes >= 0
+        assert (sizes.below(sizes.low), sizes.below(last + 1)) == (0, sizes.bytes)
+        for room in (0, sizes.bytes // 3, sizes.bytes):
+            start = sizes.start_of_last(room)
+            assert sizes.low <= start <= last + 1
+            assert sizes.bytes - sizes.below(start) <= room + 1  # shares are rounded down
     sizes.delete_below(last + 1)
     assert sizes.bytes == 0
 
@@ -157,6 +162,10 @@ def test_log_sizes_know_what_a_part_of_the_history_held() -> None:
         sizes.add(at * 100, 2 << 20 if at <= 50 else 1 << 10)
     sizes.delete_below(5001)
     assert sizes.bytes == 50 << 10
+    assert sizes.below(7501) == 25 << 10
+    assert sizes.start_of_last(25 << 10) == 7501
+    assert sizes.start_of_last(1 << 40) == 5001
+    assert sizes.start_of_last(0) == 10_001
     with pytest.raises(ValueError, match="sizes"):
         LogSizes.decode(b"123")
 
