@@ -40,7 +40,7 @@ from cluster.interfaces import (
 from cluster.mending import Mender
 from cluster.peers import Peers
 from cluster.raft.configuration import Configuration
-from cluster.raft.messages import Message
+from cluster.raft.messages import AppendEntries, Message
 from cluster.raft.state import RaftOptions, RandomSource
 from cluster.snapshot import CatchUpFetcher, CatchUpServer
 from cluster.tasks import TaskGroup
@@ -446,7 +446,10 @@ class Host:
             return
         if self.peers.heard(peer, envelope.beat, wall_ms=self.clock.wall_ms()):
             self._wake_groups_on(peer.node_id)
+        takes_entries = self.engine.pressure < 1.0
         for group_id, message in envelope.messages:
+            if not takes_entries and isinstance(message, AppendEntries) and message.entries:
+                continue  # the disk is behind: as if it were lost, and sent again (rule R19)
             group = self.groups.get(group_id)
             if group is None or group.failure is not None or message.to != group.replica_id:
                 continue  # for a replica that was, or is not yet

@@ -176,6 +176,8 @@ class CatchUpFetcher:
             if chunk.meta is not None:
                 meta = chunk.meta
             elif chunk.entries:
+                if self._engine.pressure >= 1.0:
+                    raise PeerError("BUSY", "the disk here is behind")
                 self._stage(group, chunk)
             elif chunk.done:
                 if meta is None or meta.index < order.snapshot_index:
