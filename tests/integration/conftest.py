@@ -31,11 +31,13 @@ async def shared_cluster() -> AsyncIterator[LocalCluster]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def cluster(shared_cluster: LocalCluster) -> LocalCluster:
-    """Three nodes, all of them up. What a test stores is its own topics; the nodes it kills or
-    stops the next test finds started again."""
+    """Three nodes, all of them up, and no topics, whatever the test before left."""
     for node_id in shared_cluster.running:
         shared_cluster.resume(node_id)
     await shared_cluster.start()
+    async with await connect(shared_cluster.servers) as client:
+        for topic in await client.admin.list_topics():
+            await client.admin.delete_topic(topic.name)
     return shared_cluster
 
 

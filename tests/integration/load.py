@@ -16,10 +16,10 @@ from quorumq.v1 import messaging_pb2
 from tests.integration.stubs import TIMEOUT_S, Stored, Stubs, batch, read_all
 
 PARTITIONS = 6
-WITHIN_S = 20.0  # no step of any test takes longer
+WITHIN_S = 40.0  # no step of any test takes longer
 _BURST = 8
 _BATCH_BYTES = 128  # a burst is several batches: requests are pipelined, and repeated ones overlap
-_PAUSE_S = 0.02  # of a worker between bursts: nodes that start want their share of the processors
+_PAUSE_S = 0.05  # of a worker between bursts: nodes that start want their share of the processors
 PROGRESS = 10 * _BURST  # far more than a partition can have in flight: the last ones are new
 
 

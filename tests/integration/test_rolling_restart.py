@@ -13,55 +13,48 @@ from tests.integration.load import PARTITIONS, ClientLoad, Load, StubLoad
 from tests.integration.stubs import Stubs, stubs
 
 
-async def restart_in_turn(cluster: LocalCluster, load: Load, up: dict[int, Stubs]) -> None:
-    """`up`: only nodes that are not being restarted are in it."""
-    for node_id in cluster.nodes:
-        stub = up.pop(node_id, None)
-        assert await cluster.stop_node(node_id) == EXIT_OK
-        await load.progress()
-        await cluster.restart(node_id)
-        await load.progress()
-        if stub is not None:
-            up[node_id] = stub
-
-
-async def test_the_client_library_sees_no_rolling_restart(
+async def test_no_request_fails_in_a_rolling_restart(
     cluster: LocalCluster, client: Client, topic: str
 ) -> None:
-    load = ClientLoad(client, topic)
-    async with load, client.reader(topic) as reader, TaskGroup("reading") as reading:
-        follower = Follower(reader)
-        reading.start(follower.run(), name="follower")
-        await restart_in_turn(cluster, load, {})
-        reading.cancel()
-    await load.check(cluster)
-
-
-async def test_calls_to_surviving_nodes_see_no_rolling_restart(
-    cluster: LocalCluster, client: Client, topic: str
-) -> None:
-    """Without any retry. The calls that a node has taken in when it is told to stop are answered
-    too."""
-    await client.admin.create_topic(topic, partitions=PARTITIONS)
-    one, two, three = (node.client_endpoint for node in cluster.nodes.values())
-    async with stubs(one) as first, stubs(two) as second, stubs(three) as third:
-        up = {1: first, 2: second, 3: third}
-        turn = itertools.count()
-        async with StubLoad(lambda: list(up.values())[next(turn) % len(up)], topic) as load:
-            await restart_in_turn(cluster, load, up)
-    await load.check(cluster)
-
-
-async def test_stubs_with_the_service_config_see_no_rolling_restart(
-    cluster: LocalCluster, client: Client, topic: str
-) -> None:
-    """One channel to all nodes, with the retry policy that comes with the protos: it need not know
-    which node is down."""
-    await client.admin.create_topic(topic, partitions=PARTITIONS)
+    """Three kinds of callers: the client library, with a reader that follows; stubs without any
+    retry that call the nodes which are not being restarted; and stubs that call any node, with the
+    retry policy that comes with the protos."""
     endpoints = [node.client_endpoint for node in cluster.nodes.values()]
+    for name in (f"{topic}-surviving", f"{topic}-any"):
+        await client.admin.create_topic(name, partitions=PARTITIONS)
     async with (
+        stubs(endpoints[0]) as one,
+        stubs(endpoints[1]) as two,
+        stubs(endpoints[2]) as three,
         stubs(*endpoints, service_config=True) as any_node,
-        StubLoad(lambda: any_node, topic) as load,
+        ClientLoad(client, topic, workers=PARTITIONS) as library,
+        client.reader(topic) as reader,
+        TaskGroup("reading") as reading,
     ):
-        await restart_in_turn(cluster, load, {})
-    await load.check(cluster)
+        reading.start(Follower(reader).run(), name="follower")
+        up = {1: one, 2: two, 3: three}
+        turn = itertools.count()
+        surviving = StubLoad(lambda: list(up.values())[next(turn) % len(up)], f"{topic}-surviving")
+        retrying = StubLoad(lambda: any_node, f"{topic}-any")
+        loads = (library, surviving, retrying)
+        async with surviving, retrying:
+            await restart_in_turn(cluster, loads, up)
+        reading.cancel()
+    for load in loads:
+        await load.check(cluster)
+
+
+async def restart_in_turn(
+    cluster: LocalCluster, loads: tuple[Load, ...], up: dict[int, Stubs]
+) -> None:
+    """`up`: only nodes that are not being restarted are in it. Calls that a node has taken in when
+    it is told to stop are answered all the same."""
+    for node_id in list(cluster.nodes):
+        stub = up.pop(node_id)
+        assert await cluster.stop_node(node_id) == EXIT_OK
+        for load in loads:
+            await load.progress()
+        await cluster.restart(node_id)
+        up[node_id] = stub
+        for load in loads:
+            await load.progress()
