@@ -45,7 +45,7 @@ class Peers:
         self._leaders: dict[int, tuple[int, int]] = {}  # group -> (term, node); 0 = nobody known
         self._my_leads: dict[int, int] = {}  # group -> term
         self._leads_version = 0
-        self._watchers: dict[int, list[asyncio.Future[None]]] = {}
+        self._watchers: dict[int, list[asyncio.Future[tuple[int, int] | None]]] = {}
 
     # --- nodes -----------------------------------------------------------------------------------
 
@@ -222,12 +222,15 @@ class Peers:
             self._nodes[node_id].leads_version_sent = -1
 
     async def leader_change(self, group_id: int, seen: tuple[int, int] | None) -> None:
-        """Returns when leader_of(group_id) differs from `seen`, at once if it does already."""
-        while self.leader_of(group_id) == seen:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Returns once leader_of(group_id) differs from `seen`, at once if it does already. It may
+        be `seen` again by then: who was told NOT_LEADER asks again when the leader is ready."""
+        known = self.leader_of(group_id)
+        while known == seen:
+            future: asyncio.Future[tuple[int, int] | None]
+            future = asyncio.get_running_loop().create_future()
             self._watchers.setdefault(group_id, []).append(future)
             try:
-                await future
+                known = await future
             finally:
                 waiting = self._watchers.get(group_id)
                 if waiting and future in waiting:
@@ -236,4 +239,4 @@ class Peers:
     def _tell(self, group_id: int) -> None:
         for future in self._watchers.pop(group_id, ()):
             if not future.done():
-                future.set_result(None)
+                future.set_result(self.leader_of(group_id))

@@ -210,6 +210,7 @@ class Broker:
         )
         self.host.start()
         self._tasks.start(self._announce_self(membership), name="announce")
+        self._tasks.start(self._greet_peers(), name="greet")
         self._tasks.start(self._urge_fresh_groups(), name="urge")
         self._tasks.start(self._confirm_deleted(), name="confirm-deleted")
         self._tasks.start(self.driver.run(), name="driver")
@@ -327,20 +328,29 @@ class Broker:
 
     async def _register_through_peers(self, registration: c.RegisterMember) -> c.Reply | None:
         """A node that was removed is told by nobody who leads the controller; it may ask all the
-        same. None if no peer could answer. One of another cluster is an error at once: this node
-        was given a folder, or peers, that are not its own."""
-        request = encode_command(registration, None)
+        same. None if no peer could answer."""
+        answer = await self._ask_peers(REGISTER_METHOD, encode_command(registration, None))
+        return None if answer is None else decode_reply(answer)
+
+    async def _greet_peers(self) -> None:
+        """Until this node sees a catalog: the peers that should show it may be of another
+        cluster."""
+        while not self.controller.catalog.cluster_id:
+            await asyncio.sleep(_REGISTER_RETRY_S)
+            await self._ask_peers(HELLO_METHOD, b"")
+
+    async def _ask_peers(self, method: str, request: bytes) -> bytes | None:
+        """The first answer, None if there is none. A peer of another cluster is an error at once:
+        this node was given a folder, or peers, that are not its own."""
         for node_id in self.host.peers.nodes:
             try:
-                answer = await self.transport.call(
-                    node_id, REGISTER_METHOD, request, timeout_ms=_REGISTER_TIMEOUT_MS
+                return await self.transport.call(
+                    node_id, method, request, timeout_ms=_REGISTER_TIMEOUT_MS
                 )
             except PeerError as error:
                 if error.code == "WRONG_CLUSTER":
                     self._failed(NotAMember(error.message))
-                logger.info("node %d did not answer for the controller: %s", node_id, error)
-            else:
-                return decode_reply(answer)
+                logger.debug("node %d did not answer %s: %s", node_id, method, error)
         return None
 
     async def _try(self, command: c.Command, *, timeout_ms: int = 10_000) -> c.Reply | None:

@@ -81,6 +81,7 @@ class Partitions:
         self._buried = buried
         self._damaged = damaged
         self._partitions: dict[int, LocalPartition] = {}
+        self._leaving: dict[int, None] = {}  # nodes that are no members any more
         self.fresh: dict[int, LocalPartition] = {}  # of new groups that this node should lead
         self.deleted_replicas: dict[int, None] = {}  # replica ids, to be confirmed to the catalog
 
@@ -109,11 +110,27 @@ class Partitions:
                 continue  # a restored catalog may be older than what the operator says now
             member = catalog.member(node_id)
             if member is None:
-                host.forget_peer(node_id)
+                self._leaving[node_id] = None
             elif node_id != host.node_id:
                 host.set_peer(node_id, member.peer_endpoint)
         if changes.everything or host.node_id in changes.nodes:
             host.between_turns(self._hold_what_is_named)
+        if self._leaving:
+            self._forget_who_left()
+
+    def _forget_who_left(self) -> None:
+        """Who is no member any more is spoken to as long as it stands in a configuration here: till
+        then it counts in its groups, and hears from the controller's that it was removed."""
+        host = self._host
+        needed = {
+            host.peers.node_of(replica_id)
+            for group in host.groups.values()
+            for replica_id in group.configuration.members()
+        }
+        for node_id in [node_id for node_id in self._leaving if node_id not in needed]:
+            del self._leaving[node_id]
+            if self._catalog.member(node_id) is None:
+                host.forget_peer(node_id)
 
     def _hold_what_is_named(self) -> None:
         node_id = self._host.node_id

@@ -160,6 +160,26 @@ def test_a_drained_node_holds_nothing_and_may_be_removed(seed: int) -> None:
 
 
 @SEEDS
+def test_a_node_hears_that_it_was_removed(seed: int) -> None:
+    """It may be the one that was asked for it, and owes the answer. (Found by seed 109 of the story
+    above.)"""
+
+    async def story(cluster: Members) -> None:
+        await cluster.succeeded(await cluster.operate(m.OperationKind.DRAIN_NODE, 1))
+        broker = cluster.nodes[1].broker
+        assert broker is not None
+        command = c.StartOperation(kind=m.OperationKind.REMOVE_NODE, node_id=1)
+        reply = await broker.controller.propose(command, timeout_ms=5_000)
+        assert isinstance(reply, c.OperationStarted), reply
+        await cluster.until(
+            lambda: broker.controller.catalog.member(1) is None, "the removed node to know"
+        )
+        await cluster.nodes.pop(1).stop()
+
+    play(story, seed=seed, nodes=4)
+
+
+@SEEDS
 def test_a_drain_goes_on_through_crashes_of_the_nodes_that_lead(seed: int) -> None:
     async def story(cluster: Members) -> None:
         operation_id = await cluster.operate(m.OperationKind.DRAIN_NODE, 2)

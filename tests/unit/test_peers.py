@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from cluster.interfaces import NodeBeat, Peer
 from cluster.peers import Peers
 
@@ -71,3 +73,19 @@ def test_of_a_deleted_group_nothing_is_kept() -> None:
     beat(one, other)
     other.group_gone(GROUP)
     assert other.leader_of(GROUP) is None
+
+
+async def test_a_change_of_leader_is_seen_though_it_is_undone_at_once() -> None:
+    """One that leads and is not ready says NOT_LEADER; before those who wait for a change get to
+    run, its next message says again that it leads."""
+    one, _ = two()
+    one.observe(GROUP, term=3, node_id=2, leads_here=False)
+    changed = asyncio.ensure_future(one.leader_change(GROUP, (2, 3)))
+    await asyncio.sleep(0)
+    one.observe(GROUP, term=3, node_id=2, leads_here=False)
+    await asyncio.sleep(0)
+    assert not changed.done()
+    one.forget_leader(GROUP, node_id=2, term=3)
+    one.observe(GROUP, term=3, node_id=2, leads_here=False)
+    await changed
+    assert one.leader_of(GROUP) == (2, 3)

@@ -52,11 +52,12 @@ class GrpcChannel:
                         return
                     if state == grpc.ChannelConnectivity.SHUTDOWN:
                         raise CallFailed(grpc.StatusCode.CANCELLED, "the channel is closed")
-                    await self._channel.wait_for_state_change(state)
-                    if state == grpc.ChannelConnectivity.CONNECTING and (
-                        self._channel.get_state() == grpc.ChannelConnectivity.TRANSIENT_FAILURE
-                    ):
+                    # An attempt was refused a moment ago; gRPC makes the next one by itself. To
+                    # wait for that would be to wait while others could be asked: a refusal takes
+                    # so little time that nobody sees CONNECTING.
+                    if state == grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                         raise self._no_connection()
+                    await self._channel.wait_for_state_change(state)
         except TimeoutError:
             raise self._no_connection() from None
 
