@@ -336,9 +336,9 @@ def _even_out(
         path: list[tuple[int, int]] = []
         for start in sorted(led, key=lambda node_id: (-leaders[node_id], node_id)):
             path = _path(start, led, choices, leaders)
-            if path:
+            if 0 < len(path) <= changes_max:  # one that is too long must not hide a shorter one
                 break
-        if not path or len(path) > changes_max:
+        else:
             return
         changes_max -= len(path)
         for at, node_id in path:

@@ -271,6 +271,16 @@ def test_leader_moves_end_in_a_balance_that_no_single_move_betters(groups: list[
             assert counts[group.leader] - counts[node_id] <= 1
 
 
+def test_a_chain_of_moves_longer_than_allowed_does_not_keep_shorter_ones_from_being_made() -> None:
+    chain = [(4, (4, 6)), (4, (4,)), (4, (4,)), (6, (5, 6)), (6, (6,)), (5, (5, 1)), (5, (5,))]
+    shorter = [(1, (1,)), (1, (1, 3))]
+    groups = [
+        Led(group_id=group_id, leader=leader, preferred=leader, candidates=candidates)
+        for group_id, (leader, candidates) in enumerate([*chain, *shorter], 2)
+    ]
+    assert leader_moves(groups, moves_max=3) == [(10, 3)]
+
+
 def test_a_leader_goes_home_when_that_unbalances_nothing() -> None:
     groups = [
         Led(group_id=2, leader=2, preferred=1, candidates=(1, 2, 3)),
