@@ -1,11 +1,11 @@
-"""The sending half of the transport: cluster.interfaces.Transport over grpc.aio.
+"""The sending half of the transport: cluster.interfaces.Transport over frames (frames.py).
 
-One client stream a peer carries our envelopes (the peer's come back on a stream of its own, see
-peer_service.py). What is queued while a write is under way leaves as one message.
+One connection a peer carries our envelopes (the peer's come back on one of its own, see
+peer_server.py). A stream that breaks, and one that gets too far behind, lose what they held: the
+receiver is told by `peer_lost`, and by `peer_connected` when the next stream is up. In between,
+`send` drops. Nothing is kept for later: Raft sends again, and fresher.
 
-A stream that breaks, and a queue that overflows, lose what they held: the receiver is told by
-`peer_lost`, and by `peer_connected` when the next stream is up. In between, `send` drops. Nothing
-is kept for later: Raft sends again, and fresher.
+Calls take a connection each and give it back; a call that is left closes it, which cancels it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
-import grpc
-from google.protobuf.message import DecodeError
-
+from cluster.frames import Frames, connect
+from cluster.identity import Identity, answer_of
 from cluster.interfaces import CatchUpChunk, CatchUpRequest, Envelope, PeerError, Receiver
-from cluster.peer_service import (
-    CALL_METHOD,
-    CATCH_UP_METHOD,
-    ERROR_TRAILER,
-    PEER_OPTIONS,
-    STREAM_METHOD,
-    Identity,
-)
 from cluster.tasks import FailureReader, TaskGroup
 from cluster.v1 import peer_pb2 as pb
 from cluster.wire import decode_chunk, encode_catch_up_request, encode_envelope
@@ -35,36 +25,16 @@ from cluster.wire import decode_chunk, encode_catch_up_request, encode_envelope
 logger = logging.getLogger(__name__)
 
 QUEUE_BYTES_MAX = 64 << 20  # a peer; above what Raft keeps in flight, else every burst is a break
-QUEUE_ENVELOPES_MAX = 10_000
-MESSAGE_BYTES_MAX = 4 << 20  # joined envelopes; a single larger one still goes, alone
+IDLE_CALL_CONNECTIONS_MAX = 4  # a peer; those of more calls at a time are closed after them
+CONNECT_TIMEOUT_S = 0.4  # an attempt; a lost SYN is sent again after 1 s, a new attempt is sooner
 ACCEPT_TIMEOUT_S = 5.0
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.02, 0.2
 REFUSED_BACKOFF_S = 1.0
-
-CHANNEL_OPTIONS = (
-    *PEER_OPTIONS,
-    # gRPC's own pause between attempts at a connection, and how long one attempt may take: what
-    # decides how soon a peer that is back is reached.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 400),
-    # Connections are not shared with other channels: a catch-up does not hold up the stream, and
-    # a channel to a new peer at an old address does not inherit its pauses.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-)
-
-_CODES = {
-    grpc.StatusCode.DEADLINE_EXCEEDED: "TIMEOUT",
-    grpc.StatusCode.UNAVAILABLE: "UNREACHABLE",
-    grpc.StatusCode.CANCELLED: "UNREACHABLE",
-    grpc.StatusCode.UNIMPLEMENTED: "NOT_FOUND",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "TOO_LARGE",
-}
+# A stream is asked for a sign of life so often, and given up when none came for so long.
+SIGN_S, SILENCE_S = 0.5, 2.0
 
 
-class GrpcTransport:
+class TcpTransport:
     """Implements cluster.interfaces.Transport. `on_failure` hears of a task that died of a bug.
 
     Streams begin once `identity.cluster_id` is known; calls work before. `close` within the loop
@@ -78,16 +48,13 @@ class GrpcTransport:
         *,
         on_failure: FailureReader,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
-        queue_envelopes_max: int = QUEUE_ENVELOPES_MAX,
     ) -> None:
         self.receiver = receiver
         self.identity = identity
         self.randomness = randomness
         self.queue_bytes_max = queue_bytes_max
-        self.queue_envelopes_max = queue_envelopes_max
         self.tasks = TaskGroup("transport", on_failure=on_failure)
         self._links: dict[int, _PeerLink] = {}
-        self._retired: list[grpc.aio.Channel] = []
         self.closed = False
 
     def set_peer(self, node_id: int, endpoint: str | None) -> None:
@@ -98,8 +65,6 @@ class GrpcTransport:
         if link is not None:
             del self._links[node_id]
             link.stop()
-            self._retired.append(link.channel)
-            self.tasks.start(self._close_retired(), name=f"retire-{node_id}")
         if endpoint is not None:
             self._links[node_id] = _PeerLink(self, node_id, endpoint)
 
@@ -112,14 +77,31 @@ class GrpcTransport:
     async def call(
         self, node_id: int, method: str, request: bytes, *, timeout_ms: int, endpoint: str = ""
     ) -> bytes:
-        """Raises PeerError. Fails at once when the peer is known to be unreachable."""
-        link = self._links.get(node_id)
-        if not endpoint and link is not None:
-            return await self._call(link.channel, node_id, method, request, timeout_ms)
-        if not endpoint:
+        """Raises PeerError. Fails at once when the peer refuses connections."""
+        link = None if endpoint else self._links.get(node_id)
+        if link is None and not endpoint:
             raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
-        async with _channel(endpoint) as channel:
-            return await self._call(channel, node_id, method, request, timeout_ms)
+        body = pb.CallRequest(method=method, body=request).SerializeToString()
+        told = self.identity.cluster_id
+        frames = None if link is None else link.idle_call_connection(told)
+        answer = None
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                if frames is None:
+                    to = link.endpoint if link is not None else endpoint
+                    frames = await self._open(to, node_id, pb.PURPOSE_CALL)
+                frames.send(body)
+                answer = await frames.receive()
+        except TimeoutError:
+            raise PeerError("TIMEOUT", f"node {node_id} did not answer {method}") from None
+        except ConnectionError as error:
+            raise PeerError("UNREACHABLE", f"node {node_id}: {error}") from None
+        finally:
+            if frames is not None and (
+                answer is None or link is None or not link.keep(frames, told)
+            ):
+                frames.abort()
+        return answer_of(answer)
 
     async def fetch_catch_up(
         self, node_id: int, request: CatchUpRequest
@@ -129,23 +111,20 @@ class GrpcTransport:
         link = self._links.get(node_id)
         if link is None:
             raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
-        async with _channel(link.endpoint) as channel:
-            rpc: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
-            rpc = channel.unary_stream(CATCH_UP_METHOD)
-            call = rpc(encode_catch_up_request(request), metadata=self.identity.metadata(node_id))
-            try:
-                async for response in call:
-                    chunk = decode_chunk(response)
-                    yield chunk
-                    if chunk.done:
-                        return
-            except grpc.aio.AioRpcError as error:
-                raise _peer_error(error) from error
-            except ValueError as error:
-                raise PeerError("CORRUPT", f"node {node_id}: {error}") from error
-            finally:
-                call.cancel()
-        raise PeerError("UNREACHABLE", f"node {node_id} ended the catch-up before it was done")
+        frames = await self._open(link.endpoint, node_id, pb.PURPOSE_CATCH_UP)
+        try:
+            frames.send(encode_catch_up_request(request))
+            while True:
+                chunk = decode_chunk(answer_of(await frames.receive()))
+                yield chunk
+                if chunk.done:
+                    return
+        except ConnectionError as error:
+            raise PeerError("UNREACHABLE", f"node {node_id}: {error}") from error
+        except ValueError as error:
+            raise PeerError("CORRUPT", f"node {node_id}: {error}") from error
+        finally:
+            frames.abort()
 
     def trouble(self, node_id: int) -> PeerError | None:
         """Why there is no stream to a known node; None while there is one, or none was tried."""
@@ -153,71 +132,70 @@ class GrpcTransport:
         return link.trouble if link is not None and not link.connected else None
 
     async def close(self) -> None:
-        """Ends streams, calls and channels. No callback comes after it. Idempotent."""
+        """Ends streams, calls and connections. No callback comes after it. Idempotent."""
         self.closed = True
-        await self.tasks.cancel_and_wait()
-        self._retired += [link.channel for link in self._links.values()]
+        for link in self._links.values():
+            link.stop()
         self._links.clear()
-        await self._close_retired()
+        await self.tasks.cancel_and_wait()
 
-    async def _close_retired(self) -> None:
-        while self._retired:
-            channel = self._retired[0]  # stays there until it is closed: this may be cancelled
-            await channel.close()
-            if channel in self._retired:
-                self._retired.remove(channel)
-
-    async def _call(
-        self, channel: grpc.aio.Channel, node_id: int, method: str, body: bytes, timeout_ms: int
-    ) -> bytes:
-        rpc: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALL_METHOD)
-        request = pb.CallRequest(method=method, body=body).SerializeToString()
-        try:
-            answer = await rpc(
-                request, metadata=self.identity.metadata(node_id), timeout=timeout_ms / 1000
-            )
-            response = pb.CallResponse.FromString(answer)
-        except grpc.aio.AioRpcError as error:
-            raise _peer_error(error) from error
-        except DecodeError as error:
-            raise PeerError("CORRUPT", f"node {node_id}: {error}") from error
-        if response.error_code:
-            raise PeerError(response.error_code, response.error_message)
-        return response.body
+    async def _open(self, endpoint: str, node_id: int, purpose: pb.Purpose) -> Frames:
+        """A connection that has said hello. Raises PeerError UNREACHABLE."""
+        frames = await connect(endpoint, timeout_s=CONNECT_TIMEOUT_S)
+        frames.send(self.identity.hello(node_id, purpose))
+        return frames
 
 
 class _PeerLink:
-    """The stream to one peer and the queue before it. `connected` says whether `send` may be
-    called; it turns false at once when the stream breaks or the queue overflows, and the receiver
-    hears of it soon after."""
+    """The stream to one peer, and the connections of calls to it that are idle. `connected` says
+    whether `send` may be called; it turns false at once when the stream breaks or gets too far
+    behind, and the receiver hears of it soon after."""
 
-    def __init__(self, transport: GrpcTransport, node_id: int, endpoint: str) -> None:
+    def __init__(self, transport: TcpTransport, node_id: int, endpoint: str) -> None:
         self.node_id = node_id
         self.endpoint = endpoint
         self.connected = False
         self.trouble: PeerError | None = None  # why the latest attempt did not get a stream
-        self.channel = _channel(endpoint)
         self._transport = transport
-        self._queue: deque[bytes] = deque()
-        self._queued_bytes = 0
-        self._overflowed = False
-        self._call: grpc.aio.StreamUnaryCall[bytes, bytes] | None = None
-        self._woken: asyncio.Future[None] | None = None  # the idle writer waits on it
+        self._stopped = False
+        self._frames: Frames | None = None
+        self._idle: dict[Frames, str] = {}  # and the cluster id that was told
         self._task = transport.tasks.start(self._run(), name=f"link-{node_id}")
 
     def send(self, encoded: bytes) -> None:
-        self._queue.append(encoded)
-        self._queued_bytes += len(encoded)
-        if (
-            self._queued_bytes > self._transport.queue_bytes_max
-            or len(self._queue) > self._transport.queue_envelopes_max
-        ):
-            self._overflow()
-        self._wake()
+        frames = self._frames
+        assert frames is not None, "sent without a stream"
+        frames.send(encoded)
+        if frames.unsent_bytes > self._transport.queue_bytes_max:
+            self._overflow(frames)
 
     def stop(self) -> None:
         self.connected = False
+        self._stopped = True
         self._task.cancel()
+        for frames in self._idle:
+            frames.abort()
+        self._idle.clear()
+
+    # --- connections of calls --------------------------------------------------------------------
+
+    def idle_call_connection(self, told: str) -> Frames | None:
+        """One on which this node said that it is of the cluster `told`."""
+        while self._idle:
+            frames, cluster_id = self._idle.popitem()
+            if not frames.lost and cluster_id == told:
+                return frames
+            frames.abort()
+        return None
+
+    def keep(self, frames: Frames, told: str) -> bool:
+        """For the next call. False if it is not kept."""
+        if self._stopped or frames.lost or len(self._idle) >= IDLE_CALL_CONNECTIONS_MAX:
+            return False
+        self._idle[frames] = told
+        return True
+
+    # --- the stream ------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         await self._transport.identity.has_cluster.wait()
@@ -235,109 +213,60 @@ class _PeerLink:
 
     async def _stream(self) -> PeerError | None:
         """One stream from its opening to its end. None if it was up, else what kept it down."""
-        metadata = self._transport.identity.metadata(self.node_id)
-        rpc: grpc.aio.StreamUnaryMultiCallable[bytes, bytes]
-        rpc = self.channel.stream_unary(STREAM_METHOD)
-        call = rpc(metadata=metadata, wait_for_ready=True)
-        call.add_done_callback(lambda _: self._wake())
         try:
-            try:
-                async with asyncio.timeout(ACCEPT_TIMEOUT_S):
-                    greeting = await call.initial_metadata()
-                    if "quorumq-node-id" not in dict(greeting):  # refused, by the status alone
-                        trailers = await call.trailing_metadata()
-                        return _refusal(await call.code(), await call.details(), trailers)
-            except TimeoutError:
-                return PeerError("UNREACHABLE", f"{self.endpoint} did not accept the stream")
-            self._call = call
-            await self._use(call)
-            return None
+            frames = await self._transport._open(self.endpoint, self.node_id, pb.PURPOSE_STREAM)
+        except PeerError as error:
+            return error
+        try:
+            async with asyncio.timeout(ACCEPT_TIMEOUT_S):
+                answer_of(await frames.receive())
+            await self._use(frames)
+        except PeerError as error:
+            return error
+        except TimeoutError:
+            return PeerError("UNREACHABLE", f"{self.endpoint} did not accept the stream")
+        except ConnectionError as error:
+            return PeerError("UNREACHABLE", f"{self.endpoint}: {error}")
         finally:
-            call.cancel()
+            frames.abort()
+        return None
 
-    async def _use(self, call: grpc.aio.StreamUnaryCall[bytes, bytes]) -> None:
-        """Writes until the stream breaks. The receiver hears of the begin and of the end."""
+    async def _use(self, frames: Frames) -> None:
+        """Returns when the stream breaks. The receiver hears of the begin and of the end."""
         receiver = self._transport.receiver
-        self.connected, self._overflowed = True, False
+        self._frames, self.connected = frames, True
         try:
             receiver.peer_connected(self.node_id)
-            await self._write(call)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # it broke under a write; why makes no difference
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._overflowed or (task is not None and task.cancelling()):
-                raise
+            await self._watch(frames)
         finally:
-            self.connected, self._call = False, None
-            self._queue.clear()
-            self._queued_bytes = 0
+            self._frames, self.connected = None, False
             if not self._transport.closed:
                 receiver.peer_lost(self.node_id)
 
-    async def _write(self, call: grpc.aio.StreamUnaryCall[bytes, bytes]) -> None:
-        loop = asyncio.get_running_loop()
-        while self.connected and not call.done():
-            if self._queue:
-                await call.write(self._take())
-                continue
-            self._woken = loop.create_future()
+    async def _watch(self, frames: Frames) -> None:
+        """Returns when the connection is over, refused, or nothing was heard for SILENCE_S. What
+        the peer's kernel takes in tells nothing of the peer: it has to answer itself."""
+        silent_s = 0.0
+        while silent_s < SILENCE_S and self.connected:
+            frames.send(b"")
             try:
-                await self._woken
-            finally:
-                self._woken = None
+                async with asyncio.timeout(SIGN_S):
+                    while True:
+                        answer_of(await frames.receive())
+                        silent_s = 0.0
+            except TimeoutError:
+                silent_s += SIGN_S
+            except (ConnectionError, PeerError):
+                return
 
-    def _take(self) -> bytes:
-        """What is queued, joined, up to MESSAGE_BYTES_MAX; at least one envelope."""
-        queue = self._queue
-        first = queue.popleft()
-        size = len(first)
-        if queue and size + len(queue[0]) <= MESSAGE_BYTES_MAX:
-            parts = [first]
-            while queue and size + len(queue[0]) <= MESSAGE_BYTES_MAX:
-                size += len(queue[0])
-                parts.append(queue.popleft())
-            first = b"".join(parts)
-        self._queued_bytes -= size
-        return first
-
-    def _overflow(self) -> None:
+    def _overflow(self, frames: Frames) -> None:
         """The peer takes less than we send. Break with it: Raft then probes instead of pouring."""
-        logger.warning(
-            "node %d: %d envelopes, %d bytes wait: dropped",
-            self.node_id,
-            len(self._queue),
-            self._queued_bytes,
-        )
-        self.connected, self._overflowed = False, True
-        self._queue.clear()
-        self._queued_bytes = 0
-        if self._call is not None:
-            self._call.cancel()
-
-    def _wake(self) -> None:
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
+        logger.warning("node %d: %d bytes wait: dropped", self.node_id, frames.unsent_bytes)
+        self.connected = False
+        frames.abort()
 
     def _note(self, trouble: PeerError | None) -> None:
         """Says once, not at every attempt, why there is no stream."""
         known, self.trouble = self.trouble, trouble
         if trouble is not None and (known is None or known.code != trouble.code):
             logger.warning("node %d at %s: %s", self.node_id, self.endpoint, trouble)
-
-
-def _channel(endpoint: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
-
-
-def _peer_error(error: grpc.aio.AioRpcError) -> PeerError:
-    return _refusal(error.code(), error.details(), error.trailing_metadata())
-
-
-def _refusal(
-    status: grpc.StatusCode, details: str | None, trailers: Iterable[tuple[str, str | bytes]]
-) -> PeerError:
-    for key, value in trailers or ():
-        if key == ERROR_TRAILER:
-            return PeerError(str(value), details or "")
-    return PeerError(_CODES.get(status, "INTERNAL"), f"{status.name}: {details}")

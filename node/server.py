@@ -20,11 +20,12 @@ import grpc
 
 from cluster.controller import commands as c
 from cluster.host import HostOptions
+from cluster.identity import Identity
 from cluster.interfaces import CorruptEntry, Receiver, Transport
-from cluster.peer_service import PEER_OPTIONS, Identity, PeerService, peer_handlers
+from cluster.peer_server import PeerServer
 from cluster.raft.state import RaftOptions
 from cluster.tasks import TaskGroup
-from cluster.transport import GrpcTransport
+from cluster.transport import TcpTransport
 from node import startup
 from node.broker import Broker, BrokerOptions, NotAMember
 from node.config import NodeConfig
@@ -115,13 +116,13 @@ class Node:
         self.broker: Broker | None = None
         self.front: Front | None = None
         self.counters = NodeCounters()
-        self.transport: GrpcTransport
-        self._peer_service: PeerService
+        self.transport: TcpTransport
+        self._peer_server: PeerServer
         self._health = Health()
         self._serving: Serving
         self._metrics: MetricsServer | None = None
         self._tasks = TaskGroup("node", on_failure=self._task_failed)
-        self._servers: list[grpc.aio.Server] = []
+        self._server: grpc.aio.Server | None = None  # of clients
 
     async def start(self) -> None:
         """Raises StartupError."""
@@ -137,8 +138,8 @@ class Node:
         )
 
         def new_transport(receiver: Receiver) -> Transport:
-            self._peer_service = peer_handlers(receiver, identity)
-            self.transport = GrpcTransport(
+            self._peer_server = PeerServer(receiver, identity, on_failure=self._task_failed)
+            self.transport = TcpTransport(
                 receiver, identity, self.random, on_failure=self._task_failed
             )
             return self.transport
@@ -161,7 +162,7 @@ class Node:
             bind_cluster=bind_cluster,
             failed=self._failed,
         )
-        await self._serve(_new_server(PEER_OPTIONS, [self._peer_service]), config.peer_listen)
+        await self._listen_to_peers(config.peer_listen)
         try:
             await self.broker.start()
         except FolderError as error:
@@ -236,16 +237,15 @@ class Node:
             await self.broker.hand_over_leaderships(within_s=grace_s)
             await self.front.stop(grace_s=min(grace_s, _SERVER_GRACE_S))
             await self._serving.fall_quiet(within_s=min(grace_s, _SERVER_GRACE_S))
-            await self._servers.pop().stop(_SERVER_GRACE_S if grace_s else None)
+            if self._server is not None:
+                await self._server.stop(_SERVER_GRACE_S if grace_s else None)
         await self._tasks.cancel_and_wait()
         if self._metrics is not None:
             await self._metrics.close()
         if self.broker is not None:
             await self.broker.stop(grace_s=grace_s)
-            self._peer_service.close()
             await self.transport.close()
-        for server in reversed(self._servers):
-            await server.stop(_SERVER_GRACE_S)
+            await self._peer_server.close()
         if self.folder is not None:
             self.folder.close()
 
@@ -255,6 +255,12 @@ class Node:
         folder.set_aside(reason)
         folder.close()
 
+    async def _listen_to_peers(self, endpoint: str) -> None:
+        try:
+            await self._peer_server.listen(endpoint)
+        except OSError as error:
+            raise startup.PortInUse(f"cannot listen on {endpoint}: {error}") from error
+
     async def _serve(self, server: grpc.aio.Server, endpoint: str) -> None:
         try:
             port = server.add_insecure_port(endpoint)
@@ -263,7 +269,7 @@ class Node:
         if not port:
             raise startup.PortInUse(f"cannot listen on {endpoint}")
         await server.start()
-        self._servers.append(server)
+        self._server = server
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         logger.critical("task %s failed: %r", name, error, exc_info=error)

@@ -21,8 +21,8 @@ from tests.conformance.transport_worlds import (
     Story,
     World,
     refused,
-    run_on_grpc,
     run_on_simulation,
+    run_on_tcp,
 )
 
 Run = Callable[[Story], None]
@@ -31,7 +31,7 @@ REQUEST = CatchUpRequest(group_id=1, from_replica=1, to_replica=2, applied_index
 META = CheckpointMeta(index=40, term=2, configuration=Configuration.of([1, 2]), live_index=3)
 
 
-@pytest.fixture(params=[run_on_grpc, run_on_simulation], ids=["grpc", "simulation"])
+@pytest.fixture(params=[run_on_tcp, run_on_simulation], ids=["tcp", "simulation"])
 def run(request: pytest.FixtureRequest) -> Run:
     runner: Run = request.param
     return runner

@@ -1,4 +1,4 @@
-"""Two worlds for the transport's stories: real gRPC servers on loopback, and the simulation."""
+"""Two worlds for the transport's stories: real connections on loopback, and the simulation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
-import grpc
-
+from cluster.identity import Identity
 from cluster.interfaces import (
     CatchUpChunk,
     CatchUpRequest,
@@ -20,9 +19,9 @@ from cluster.interfaces import (
     PeerError,
     Transport,
 )
-from cluster.peer_service import PEER_OPTIONS, Identity, PeerService, peer_handlers
+from cluster.peer_server import PeerServer
 from cluster.tasks import TaskGroup
-from cluster.transport import GrpcTransport
+from cluster.transport import TcpTransport
 from tests.simulation.loop import VirtualTimeLoop, run_simulation
 from tests.simulation.network import SimNetwork, SimTransport
 
@@ -104,20 +103,15 @@ class World(Protocol):
 Story = Callable[[World], Awaitable[None]]
 
 
-ENDED_WITHIN_S = 5.0
-
-
-def run_on_grpc(story: Story) -> None:
+def run_on_tcp(story: Story) -> None:
     async def main() -> None:
-        world = GrpcWorld()
+        world = TcpWorld()
         try:
             await story(world)
         finally:
             await world.close()
         assert not world.failures, world.failures
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        if left:  # gRPC ends its own a moment after the call they belong to
-            _, left = await asyncio.wait(left, timeout=ENDED_WITHIN_S)
         names = sorted(task.get_name() for task in left)
         assert not names, f"tasks outlived their owners: {names}"
 
@@ -136,10 +130,10 @@ def run_on_simulation(story: Story) -> None:
     run_simulation(main, 11)
 
 
-class GrpcWorld:
+class TcpWorld:
     def __init__(self) -> None:
         self.failures: list[str] = []
-        self._running: dict[Node, tuple[grpc.aio.Server, PeerService]] = {}
+        self._running: dict[Node, PeerServer] = {}
         self._proxies: dict[tuple[int, int], Proxy] = {}
 
     async def start(
@@ -155,29 +149,27 @@ class GrpcWorld:
             node_id=node_id, incarnation=f"inc-{node_id}", boot_id=boot_id, cluster_id=cluster_id
         )
         listener = Listener()
-        transport = GrpcTransport(
+
+        def failed(name: str, error: BaseException) -> None:
+            self.failures.append(f"{name}: {error!r}")
+
+        transport = TcpTransport(
             listener,
             identity,
             random.Random(node_id),
-            on_failure=lambda name, error: self.failures.append(f"{name}: {error!r}"),
+            on_failure=failed,
             queue_bytes_max=queue_bytes_max,
         )
         node = Node(identity, listener, transport)
-        service = peer_handlers(listener, identity)
-        server = grpc.aio.server(options=PEER_OPTIONS)
-        server.add_generic_rpc_handlers((service,))
-        port = server.add_insecure_port(at or "127.0.0.1:0")
-        await server.start()
-        node.endpoint = f"127.0.0.1:{port}"
-        self._running[node] = (server, service)
+        server = self._running[node] = PeerServer(listener, identity, on_failure=failed)
+        node.endpoint = f"127.0.0.1:{await server.listen(at or '127.0.0.1:0')}"
         return node
 
     async def stop(self, node: Node) -> None:
-        server, service = self._running.pop(node)
-        assert isinstance(node.transport, GrpcTransport)
-        service.close()
+        server = self._running.pop(node)
+        assert isinstance(node.transport, TcpTransport)
         await node.transport.close()
-        await server.stop(0)
+        await server.close()
 
     async def unused_endpoint(self) -> str:
         with socket.socket() as probe:

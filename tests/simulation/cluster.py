@@ -16,8 +16,8 @@ from random import Random
 
 from cluster.controller import commands as c
 from cluster.host import HostOptions
+from cluster.identity import Identity
 from cluster.interfaces import Receiver, Transport
-from cluster.peer_service import Identity
 from cluster.raft.state import RaftOptions
 from cluster.tasks import FailureReader
 from node.broker import Broker, BrokerOptions

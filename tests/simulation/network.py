@@ -20,10 +20,11 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from cluster.identity import OPEN_METHODS_PREFIX, Identity, may_talk
 from cluster.interfaces import CatchUpChunk, CatchUpRequest, Envelope, PeerError, Receiver
-from cluster.peer_service import OPEN_METHODS_PREFIX, Identity, closing, may_talk
+from cluster.peer_server import closing
 from cluster.tasks import FailureReader, TaskGroup
-from cluster.transport import QUEUE_BYTES_MAX, QUEUE_ENVELOPES_MAX
+from cluster.transport import QUEUE_BYTES_MAX
 from cluster.wire import (
     decode_catch_up_request,
     decode_chunk,
@@ -76,7 +77,6 @@ class SimNetwork:
         *,
         on_failure: FailureReader,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
-        queue_envelopes_max: int = QUEUE_ENVELOPES_MAX,
     ) -> SimTransport:
         """A node comes up at `endpoint`."""
         assert endpoint not in self._listening, f"{endpoint} is in use"
@@ -87,7 +87,6 @@ class SimNetwork:
             endpoint,
             on_failure=on_failure,
             queue_bytes_max=queue_bytes_max,
-            queue_envelopes_max=queue_envelopes_max,
         )
         self._listening[endpoint] = transport
         return transport
@@ -209,7 +208,7 @@ class _Stream:
         self._network = network
         self._peer = sender.identity.peer
         self._last_at = 0.0  # when the latest envelope arrives
-        self._in_flight: tuple[int, int] = (0, 0)  # envelopes, bytes
+        self._bytes_in_flight = 0
         self._held: list[bytes] = []  # arrived at a block
         network.add_stream(self)
 
@@ -219,9 +218,8 @@ class _Stream:
 
     def send(self, encoded: bytes) -> None:
         network, faults = self._network, self._network.faults
-        count, size = self._in_flight
         sender = self.sender
-        if count >= sender.queue_envelopes_max or size + len(encoded) > sender.queue_bytes_max:
+        if self._bytes_in_flight + len(encoded) > sender.queue_bytes_max:
             self.end()  # the rule of cluster/transport.py: an overflow is a break
             return
         if network.chance(faults.stream_break):
@@ -254,8 +252,7 @@ class _Stream:
             at = self._last_at = max(at, self._last_at)
         else:
             at += self._network.delay_s() * 3
-        count, size = self._in_flight
-        self._in_flight = (count + 1, size + len(encoded))
+        self._bytes_in_flight += len(encoded)
         loop.call_at(at, self._arrive, encoded)
 
     def _arrive(self, encoded: bytes) -> None:
@@ -270,13 +267,12 @@ class _Stream:
             self.recipient.receiver.receive(self._peer, envelope)
 
     def _land(self, size: int) -> None:
-        count, in_flight = self._in_flight
-        self._in_flight = (count - 1, in_flight - size)
+        self._bytes_in_flight -= size
 
 
 class SimTransport:
-    """Implements cluster.interfaces.Transport: one run of one node. What GrpcTransport and
-    PeerService do together."""
+    """Implements cluster.interfaces.Transport: one run of one node. What TcpTransport and
+    PeerServer do together."""
 
     def __init__(
         self,
@@ -287,7 +283,6 @@ class SimTransport:
         *,
         on_failure: FailureReader,
         queue_bytes_max: int,
-        queue_envelopes_max: int,
     ) -> None:
         self.identity = identity
         self.node_id = identity.node_id
@@ -295,7 +290,6 @@ class SimTransport:
         self.endpoint = endpoint
         self.closed = False
         self.queue_bytes_max = queue_bytes_max
-        self.queue_envelopes_max = queue_envelopes_max
         self._network = network
         self._tasks = TaskGroup(f"transport-{identity.node_id}", on_failure=on_failure)
         self._endpoints: dict[int, str] = {}

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cluster.identity import Identity
 from cluster.interfaces import (
     CatchUpChunk,
     CatchUpRequest,
@@ -19,7 +20,6 @@ from cluster.interfaces import (
     Peer,
     PeerError,
 )
-from cluster.peer_service import Identity
 from cluster.raft.configuration import Configuration
 from cluster.raft.messages import AppendEntries
 from tests.simulation.loop import run_simulation
