@@ -31,7 +31,7 @@ from cluster.interfaces import (
 from cluster.raft.configuration import Configuration
 from cluster.raft.core import RaftCore, Ready
 from cluster.raft.errors import NotLeader
-from cluster.raft.messages import Entry, InstallSnapshot, Message
+from cluster.raft.messages import AppendEntriesReply, Entry, InstallSnapshot, Message
 from cluster.raft.state import RaftOptions, RandomSource, Role
 
 logger = logging.getLogger(__name__)
@@ -187,6 +187,8 @@ class Group:
 
     def step(self, message: Message) -> None:
         self.core.step(message)
+        if type(message) is AppendEntriesReply and self.core.is_at_rest:
+            return  # it told nothing that asks for a turn: a majority had answered before
         self._wanted(self)
 
     # --- one turn --------------------------------------------------------------------------------

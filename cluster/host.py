@@ -6,7 +6,7 @@ its messages into one envelope for each peer. Then one flush makes the batch dur
 committed; what arrives meanwhile shares the next batch. So the batch grows with the load, and a
 node whose disk hangs stops speaking as a leader, whom the others then replace.
 
-    messages, proposals --> _want(group) --> turn: apply -> collect -> write -> send -> flush
+    messages, proposals --> _want(group) --> turn: collect -> apply -> write -> send -> flush
                                                ^                                          |
                                                +----------------- synced -----------------+
 """
@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
 from cluster.checkpointer import Checkpointer
 from cluster.group import Group
+from cluster.host_options import HostOptions
 from cluster.interfaces import (
     CatchUpChunk,
     CatchUpRequest,
@@ -46,32 +46,6 @@ from cluster.snapshot import CatchUpFetcher, CatchUpServer
 from cluster.tasks import TaskGroup
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class HostOptions:
-    """tick_ms                  one tick of every group's clock
-    beat_ticks                  between two signs of life to each peer
-    peer_silence_ticks          a peer not heard from for so long counts as gone
-    checkpoint_entries_max      applied since the last checkpoint: the next one is due,
-    checkpoint_bytes_max        whichever comes first
-    tail_bytes_max              newest entries kept, trimmed or not, for replicas that are behind;
-                                never more than what came after the checkpoint before the last
-    trimmed_bytes_max           entries below that tail that hold nothing live any more: beyond it a
-                                checkpoint is due, too
-    catch_ups_max               checkpoints fetched, and as many served, at a time
-    catch_up_chunk_bytes        of entries or segments in one message
-    """
-
-    tick_ms: int = 50
-    beat_ticks: int = 2
-    peer_silence_ticks: int = 10
-    checkpoint_entries_max: int = 10_000
-    checkpoint_bytes_max: int = 64 << 20
-    tail_bytes_max: int = 32 << 20
-    trimmed_bytes_max: int = 1 << 20
-    catch_ups_max: int = 2
-    catch_up_chunk_bytes: int = 1 << 20
 
 
 class Host:
@@ -295,31 +269,17 @@ class Host:
             return
         batch = self.engine.new_batch()
         wanted, self._wanted = self._wanted, {}
-        wrote = more = False
-        must_sync = bool(self._want_durable) and not self._flushing
+        must_sync = False
+        if not self._flushing:
+            must_sync = bool(self._want_durable)
+            for group in wanted.values():
+                must_sync |= self._in_group(group, self._collect, batch)
+            if not must_sync:
+                self._send()  # none of it rests on this batch: it need not wait for the applying
+        applied = False
         for group in wanted.values():
-            if group.failure is not None:
-                continue  # stopped or removed since it asked
-            try:
-                if group.core.has_committed:
-                    group.apply(batch)
-                    wrote = True
-                    self._checkpointer.consider(group)
-                if not self._flushing:
-                    messages, sync, install = group.collect(batch)
-                    must_sync |= sync
-                    self._post(group.group_id, messages)
-                    if install is not None:
-                        self._fetcher.fetch(group)
-                    self._collected.append(group)
-            except (AssertionError, ValueError, LookupError, CorruptEntry) as error:
-                self._stop_group(group, error)
-                continue
-            self._observe(group)
-            if self._flushing or group.core.has_committed:
-                self._wanted[group.group_id] = group
-            more |= group.core.has_committed
-        if wrote or must_sync:
+            applied |= self._in_group(group, self._apply, batch, must_sync)
+        if applied or must_sync:
             self.engine.write(batch)
         self._send()
         if must_sync:
@@ -328,8 +288,39 @@ class Host:
             self._become_durable, self._want_durable = self._want_durable, []
         elif not self._flushing:
             self._collected.clear()
-        if more:
+
+    def _in_group(self, group: Group, act: Callable[..., bool], *arguments: object) -> bool:
+        """What `act` says; False of one that stopped, or was removed, since it asked."""
+        if group.failure is not None:
+            return False
+        try:
+            return act(group, *arguments)
+        except (AssertionError, ValueError, LookupError, CorruptEntry) as error:
+            self._stop_group(group, error)
+            return False
+
+    def _collect(self, group: Group, batch: WriteBatch) -> bool:
+        """Whether the batch must be synced for it."""
+        messages, must_sync, install = group.collect(batch)
+        self._post(group.group_id, messages)
+        if install is not None:
+            self._fetcher.fetch(group)
+        self._collected.append(group)
+        return must_sync
+
+    def _apply(self, group: Group, batch: WriteBatch, must_sync: bool) -> bool:
+        """Whether something was applied. A follower's flush comes first, since the leader waits for
+        it, and nobody for what a follower applies: that is done during the flush or after it."""
+        applied = group.core.has_committed and (group.is_leader or not must_sync)
+        if applied:
+            group.apply(batch)
+            self._checkpointer.consider(group)
+        self._observe(group)
+        if self._flushing or group.core.has_committed:
+            self._wanted[group.group_id] = group
+        if applied and group.core.has_committed:
             self._schedule_turn()
+        return applied
 
     def _observe(self, group: Group) -> None:
         """Leadership as this replica sees it, for routing here and on the peers."""
@@ -375,7 +366,8 @@ class Host:
                     if group.failure is None:
                         self._post(group.group_id, group.synced())
                         self._want_quietly(group)
-                self._turn()
+                if self._wanted or self._outbox or self._want_durable:
+                    self._turn()
 
     def _want_quietly(self, group: Group) -> None:
         """For the turn that follows at once."""
@@ -456,6 +448,7 @@ class Host:
             if not self.peers.replica_is_on(message.sender, peer.node_id):
                 logger.error("node %d speaks as replica %d", peer.node_id, message.sender)
                 continue
+            self._awake[group_id] = group
             try:
                 group.step(message)
             except (AssertionError, ValueError, StorageError) as error:

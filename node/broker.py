@@ -30,7 +30,8 @@ from cluster.controller.partition_driver import TRANSFER_METHOD, DriverOptions, 
 from cluster.controller.reconciler import Reconciler, ReconcilerOptions
 from cluster.controller.tables import Changes
 from cluster.founding import HELLO_METHOD, REGISTER_METHOD, Founding, Membership
-from cluster.host import Host, HostOptions
+from cluster.host import Host
+from cluster.host_options import HostOptions
 from cluster.interfaces import (
     CatchUpChunk,
     CatchUpRequest,

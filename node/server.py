@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 
 from cluster.controller import commands as c
-from cluster.host import HostOptions
+from cluster.host_options import HostOptions
 from cluster.identity import Identity
 from cluster.interfaces import CorruptEntry, Receiver, Transport
 from cluster.peer_server import PeerServer

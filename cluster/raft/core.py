@@ -144,6 +144,14 @@ class RaftCore:
         )
 
     @property
+    def is_at_rest(self) -> bool:
+        """A leader that has nothing to say, to store, to confirm or to apply."""
+        state = self.state
+        if state.leadership is None or self.has_output or self.has_committed:
+            return False
+        return not leader.has_due(state)
+
+    @property
     def leads_since_index(self) -> int:
         """Index of the no-op that opened this leader's term; 0 when not leading."""
         return self.state.leadership.first_index_of_term if self.state.leadership else 0

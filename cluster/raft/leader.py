@@ -372,6 +372,20 @@ def collect(state: RaftState) -> list[tuple[object, int]]:
     return confirmed
 
 
+def has_due(state: RaftState) -> bool:
+    """Might `collect` do something? True also for appends that have to wait for room."""
+    lead = leadership_of(state)
+    return (
+        bool(lead.reads or lead.new_reads)
+        or lead.heartbeat_elapsed >= state.options.heartbeat_ticks
+        or any(
+            _has_news(state, progress)
+            for member, progress in lead.progress.items()
+            if member != state.replica_id
+        )
+    )
+
+
 def _confirm_reads(state: RaftState) -> list[tuple[object, int]]:
     lead = leadership_of(state)
     if lead.new_reads and state.log.commit_index >= lead.first_index_of_term:

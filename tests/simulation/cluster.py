@@ -15,7 +15,7 @@ from collections.abc import Callable
 from random import Random
 
 from cluster.controller import commands as c
-from cluster.host import HostOptions
+from cluster.host_options import HostOptions
 from cluster.identity import Identity
 from cluster.interfaces import Receiver, Transport
 from cluster.raft.state import RaftOptions

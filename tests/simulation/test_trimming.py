@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from cluster.host import HostOptions
+from cluster.host_options import HostOptions
 from node import codec
 from node.broker import BrokerOptions
 from node.partition.commands import Trim
