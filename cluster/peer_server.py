@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import NoReturn
 
 from google.protobuf.message import DecodeError
@@ -54,6 +54,8 @@ class PeerServer:
         self._connections: dict[Frames, None] = {}
         self._streams: dict[int, Frames] = {}  # by peer
         self._server: asyncio.Server | None = None
+        # Serves a connection that asks for a service, hello said; may raise PeerError.
+        self.services: Callable[[Frames], Awaitable[None]] | None = None
         self._closed = False
 
     async def listen(self, endpoint: str) -> int:
@@ -102,8 +104,12 @@ class PeerServer:
                 case pb.PURPOSE_CATCH_UP:
                     self._identity.admit(hello)
                     await self._catch_up(frames)
+                case pb.PURPOSE_SERVICE if self.services is not None:
+                    self._identity.admit(hello)
+                    frames.send(GOOD)
+                    await self.services(frames)
                 case _:
-                    raise PeerError("NOT_FOUND", f"no purpose {hello.purpose} is served here")
+                    raise PeerError("NOT_FOUND", f"purpose {hello.purpose} is not served here")
         except PeerError as error:
             frames.send(refusal(error))
         except (ConnectionError, TimeoutError):

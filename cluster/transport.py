@@ -126,6 +126,21 @@ class TcpTransport:
         finally:
             frames.abort()
 
+    async def open_service(self, node_id: int) -> Frames:
+        """A connection on which the node serves a method: its path comes next. Raises PeerError."""
+        link = self._links.get(node_id)
+        if link is None:
+            raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
+        frames = await self._open(link.endpoint, node_id, pb.PURPOSE_SERVICE)
+        try:
+            answer_of(await frames.receive())
+        except ConnectionError as error:
+            raise PeerError("UNREACHABLE", f"node {node_id}: {error}") from None
+        except BaseException:
+            frames.abort()
+            raise
+        return frames
+
     def trouble(self, node_id: int) -> PeerError | None:
         """Why there is no stream to a known node; None while there is one, or none was tried."""
         link = self._links.get(node_id)

@@ -34,7 +34,9 @@ from node.exposition import MetricsServer, Sources
 from node.health import Health
 from node.metrics import NodeCounters
 from node.services.admin_cluster import DiskRoom
+from node.services.errors import status_of
 from node.services.front import Front, FrontOptions
+from node.services.peer_channel import PeerChannel, PeerServices
 from node.services.producing import ProduceLimits
 from node.services.serving import SERVER_OPTIONS, Serving
 from node.storage.checkpoints import CorruptCheckpoint
@@ -52,7 +54,6 @@ from node.storage.folder import (
     OtherNode,
 )
 from node.storage.reclaim import ReclaimOptions
-from quorumq.grpc_channel import GrpcChannel
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class Node:
             controller=broker.controller,
             producer_ids=broker.producer_ids,
             ask_transfer=broker.driver.ask_transfer,
-            channels=GrpcChannel,
+            channels=lambda node_id: PeerChannel(self.transport, node_id),
             random=self.random,
             counters=self.counters,
             disk_full=lambda: watch.full,
@@ -193,6 +194,7 @@ class Node:
             options=_front_options(config),
         )
         broker.peer_functions = front.peer_functions()
+        self._peer_server.services = PeerServices(front.peer_handlers(), status_of=status_of)
         self._serving = Serving(self.counters, calls_max=config.calls_max)
         server = _new_server(SERVER_OPTIONS, self._serving.generic_handlers(front.handlers()))
         self._health.add_to(server)

@@ -28,12 +28,13 @@ from node.services.lanes import Lanes
 from node.services.links import Links
 from node.services.offsets import Offsets
 from node.services.opening import Opening
+from node.services.peer_channel import NodeChannels
 from node.services.places import Places
 from node.services.positions import Positions
 from node.services.producing import ProduceLimits, Producing
 from node.services.reading import Reading
 from quorumq import methods
-from quorumq.channel import ChannelFactory, Method
+from quorumq.channel import Method
 from quorumq.in_process import Handler
 
 
@@ -56,7 +57,7 @@ class Front:
         controller: ControllerAccess,
         producer_ids: ProducerIds,
         ask_transfer: AskTransfer,
-        channels: ChannelFactory,
+        channels: NodeChannels,
         random: RandomSource,
         counters: NodeCounters,
         disk_full: Callable[[], bool],
@@ -66,7 +67,7 @@ class Front:
     ) -> None:
         self._counters = counters
         self._tasks = TaskGroup("services", on_failure=failed)
-        self._links = Links(channels=channels, endpoint_of=places.endpoint, tasks=self._tasks)
+        self._links = Links(channels=channels, tasks=self._tasks)
         self._lanes = Lanes(
             places=places,
             links=self._links,
@@ -114,16 +115,22 @@ class Front:
         table: list[tuple[Method[Any, Any], Callable[..., Any]]] = [
             (own.PRODUCE, producing.produce),
             (own.PRODUCE_STREAM, producing.produce_stream),
-            (own.FORWARDED_PRODUCE, producing.produce_forwarded),
             (methods.OPEN_PRODUCER, self._opening.open_producer),
             (own.READ, self._reading.read),
-            (own.FORWARDED_READ, self._reading.read_forwarded),
             (methods.COMMIT, self._positions.commit),
             (methods.GET_POSITIONS, self._positions.get_positions),
             (methods.CONSUME, _not_yet("Consume")),
             (methods.PULL, _not_yet("Pull")),
             (methods.ACK, _not_yet("Ack")),
             *self._admin.functions(),
+        ]
+        return {method.path: Handler(method, function) for method, function in table}
+
+    def peer_handlers(self) -> dict[str, Handler]:
+        """What other nodes send on to here, by path."""
+        table: list[tuple[Method[Any, Any], Callable[..., Any]]] = [
+            (own.FORWARDED_PRODUCE, self._producing.produce_forwarded),
+            (own.FORWARDED_READ, self._reading.read_forwarded),
         ]
         return {method.path: Handler(method, function) for method, function in table}
 

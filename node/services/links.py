@@ -1,5 +1,5 @@
-"""Connections to the other nodes' client ports, to send on what they lead: one pipelined stream a
-node, made when it is first needed and again when it broke."""
+"""Streams to the other nodes, to send on what they lead: one pipelined stream a node, made when it
+is first needed and again when it broke."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from cluster.tasks import TaskGroup
 from node.services.methods import FORWARDED_PRODUCE
+from node.services.peer_channel import NodeChannels
 from node.v1 import wire_pb2 as wire
-from quorumq.channel import Channel, ChannelFactory
+from quorumq.channel import Channel
 from quorumq.errors import QuorumqError
 from quorumq.produce_link import OUTSTANDING_MAX, ProduceLink
 
@@ -44,17 +45,8 @@ class Link:
 
 
 class Links:
-    """`endpoint_of(node id)`: its client endpoint, empty if not known."""
-
-    def __init__(
-        self,
-        *,
-        channels: ChannelFactory,
-        endpoint_of: Callable[[int], str],
-        tasks: TaskGroup,
-    ) -> None:
+    def __init__(self, *, channels: NodeChannels, tasks: TaskGroup) -> None:
         self._channels = channels
-        self._endpoint_of = endpoint_of
         self._tasks = tasks
         self._links: dict[int, Link] = {}
         self._not_before: dict[int, float] = {}
@@ -64,11 +56,9 @@ class Links:
         link = self._links.get(node_id)
         if link is not None:
             return link
-        now = asyncio.get_running_loop().time()
-        endpoint = self._endpoint_of(node_id)
-        if not endpoint or now < self._not_before.get(node_id, 0.0):
+        if asyncio.get_running_loop().time() < self._not_before.get(node_id, 0.0):
             return None
-        link = Link(self._channels(endpoint), lambda: self._ended(node_id))
+        link = Link(self._channels(node_id), lambda: self._ended(node_id))
         self._links[node_id] = link
         return link
 

@@ -10,11 +10,12 @@ from node.metrics import NodeCounters
 from node.services.call import Call, Deadline
 from node.services.errors import Refused
 from node.services.offsets import Offsets
+from node.services.peer_channel import NodeChannels
 from node.services.places import Places
 from node.services.reading_request import check_limits, check_partitions
 from node.services.reading_session import ReadSession
 from node.v1 import wire_pb2 as wire
-from quorumq.channel import Channel, ChannelFactory
+from quorumq.channel import Channel
 from quorumq.v1 import messaging_pb2 as pb
 
 
@@ -27,7 +28,7 @@ class Reading:
         *,
         places: Places,
         offsets: Offsets,
-        channels: ChannelFactory,
+        channels: NodeChannels,
         draining: asyncio.Event,
         counters: NodeCounters,
         wall_ms: Callable[[], int],
@@ -40,7 +41,7 @@ class Reading:
         self._counters = counters
         self._wall_ms = wall_ms
         self._streams_max = streams_max
-        self._channels: dict[str, Channel] = {}  # to other nodes, by endpoint
+        self._channels: dict[int, Channel] = {}  # by node id
 
     def read(self, request: pb.ReadRequest, call: Call) -> AsyncGenerator[wire.ReadResponse, None]:
         """Raises Refused before anything is sent. Trouble of one partition is told in a status and
@@ -96,8 +97,8 @@ class Reading:
                 "THROTTLED", f"{self._streams_max} streams are read already", retry_after_ms=1_000
             )
 
-    def _channel(self, endpoint: str) -> Channel:
-        channel = self._channels.get(endpoint)
+    def _channel(self, node_id: int) -> Channel:
+        channel = self._channels.get(node_id)
         if channel is None:
-            channel = self._channels[endpoint] = self._new_channel(endpoint)
+            channel = self._channels[node_id] = self._new_channel(node_id)
         return channel

@@ -24,12 +24,12 @@ from node.partitions import LocalPartition
 from node.services.call import HOLD_S, Deadline
 from node.services.errors import Refused, refused_of
 from node.services.offsets import Offsets
+from node.services.peer_channel import NodeChannels
 from node.services.places import Places
 from node.services.reading_local import Cursor, LocalSource, cut_delivery
 from node.services.reading_relay import RelaySource
 from node.services.reading_request import Taken
 from node.v1 import wire_pb2 as wire
-from quorumq.channel import ChannelFactory
 from quorumq.v1 import admin_pb2 as admin
 from quorumq.v1 import messaging_pb2 as pb
 
@@ -52,7 +52,7 @@ class ReadSession:
         *,
         places: Places,
         offsets: Offsets,
-        channels: ChannelFactory,
+        channels: NodeChannels,
         draining: asyncio.Event,
         counters: NodeCounters,
         wall_ms: Callable[[], int],
@@ -217,9 +217,8 @@ class ReadSession:
             else:
                 elsewhere.setdefault(self._node_for(cursor), []).append(cursor)
         for node_id, of_node in elsewhere.items():
-            endpoint = self._places.endpoint(node_id)
-            if endpoint:
-                self._read_there(endpoint, of_node)
+            if node_id:
+                self._read_there(node_id, of_node)
             else:
                 self._give_back(of_node)
 
@@ -266,7 +265,7 @@ class ReadSession:
         nodes.pop(self._places.node_id, None)
         return list(nodes)[cursor.failures % len(nodes)] if nodes else 0
 
-    def _read_there(self, endpoint: str, cursors: Sequence[Cursor]) -> None:
+    def _read_there(self, node_id: int, cursors: Sequence[Cursor]) -> None:
         request = pb.ReadRequest(
             topic=self._topic.name,
             topic_id=self._topic.topic_id,
@@ -286,8 +285,8 @@ class ReadSession:
         source = RelaySource(
             cursors, ready=self._is_ready, heard=self._is_well, give_back=self._give_back
         )
-        channel = self._channels(endpoint)
-        self._tasks.start(source.run(channel, request), name=f"relay from {endpoint}")
+        channel = self._channels(node_id)
+        self._tasks.start(source.run(channel, request), name=f"relay from node {node_id}")
 
     def _give_back(self, cursors: list[Cursor]) -> None:
         for cursor in cursors:

@@ -1,4 +1,5 @@
-"""Two worlds for the same stories: in one process on virtual time, and real gRPC on loopback."""
+"""Worlds for the same stories: in one process on virtual time, real gRPC on loopback, and the
+streams that nodes open to each other."""
 
 from __future__ import annotations
 
@@ -12,11 +13,16 @@ import grpc.aio
 import pytest
 
 import quorumq
+from cluster.identity import Identity
+from cluster.peer_server import PeerServer
+from cluster.transport import TcpTransport
+from node.services.peer_channel import PeerChannel, PeerServices
 from quorumq.channel import CallFailed, Channel, Kind
 from quorumq.grpc_channel import GrpcChannel
 from quorumq.in_process import Handler, InProcessNetwork, InProcessServer
 from tests.client_bed.cluster import LoseConnection, ModelCluster, ModelNode
 from tests.client_bed.model import Refused
+from tests.conformance.transport_worlds import Listener
 from tests.simulation.loop import run_simulation
 
 
@@ -80,6 +86,47 @@ class GrpcWorld:
     async def close(self) -> None:
         for number in list(self._servers):
             await self.cut(number)
+
+
+class PeerWorld:
+    """As one node reaches others: streams only."""
+
+    def __init__(self) -> None:
+        self._servers: dict[int, PeerServer] = {}
+        self._ports: dict[int, int] = {}
+        self._failures: list[str] = []
+        me = self._identity(100)
+        self._transport = TcpTransport(Listener(), me, Random(1), on_failure=self._failed)
+
+    async def serve(self, number: int, handlers: Mapping[str, Handler]) -> None:
+        server = self._servers[number] = PeerServer(
+            Listener(), self._identity(number + 1), on_failure=self._failed
+        )
+        server.services = PeerServices(handlers, status_of=status_of)
+        self._ports[number] = await server.listen(f"127.0.0.1:{self._ports.get(number, 0)}")
+        self._transport.set_peer(number + 1, self.endpoint(number))
+
+    async def cut(self, number: int) -> None:
+        await self._servers.pop(number).close()
+
+    def endpoint(self, number: int) -> str:
+        return f"127.0.0.1:{self._ports[number]}"
+
+    def channel(self, endpoint: str) -> Channel:
+        numbers = {self.endpoint(number): number for number in self._ports}
+        return PeerChannel(self._transport, numbers[endpoint] + 1)
+
+    async def close(self) -> None:
+        await self._transport.close()
+        for number in list(self._servers):
+            await self.cut(number)
+        assert not self._failures
+
+    def _identity(self, node_id: int) -> Identity:
+        return Identity(node_id=node_id, incarnation="i", boot_id="b", cluster_id="c")
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        self._failures.append(f"{name}: {error!r}")
 
 
 class _GrpcHandlers(grpc.GenericRpcHandler):
@@ -228,7 +275,15 @@ def over_grpc(story: Story) -> None:
     asyncio.run(_tell(story, Bed(GrpcWorld(), Random(1))))
 
 
+def between_nodes(story: Story) -> None:
+    """Run a story of streams on what nodes speak to each other."""
+    asyncio.run(_tell(story, Bed(PeerWorld(), Random(1))))
+
+
 both_worlds = pytest.mark.parametrize("run", [in_process, over_grpc], ids=["in-process", "grpc"])
+all_worlds = pytest.mark.parametrize(
+    "run", [in_process, over_grpc, between_nodes], ids=["in-process", "grpc", "nodes"]
+)
 
 
 async def _tell(story: Story, bed: Bed) -> None:

@@ -1,5 +1,5 @@
-"""A Channel carries a client's stories the same way over gRPC and in process: statuses, streams,
-cancellation, broken connections."""
+"""A Channel carries a client's stories the same way over gRPC, between nodes and in process:
+statuses, streams, cancellation, broken connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quorumq.in_process import Handler
 from quorumq.produce_link import ProduceLink
 from quorumq.v1 import messaging_pb2 as pb
 from tests.client_bed.model import Refused
-from tests.client_bed.worlds import Bed, Run, both_worlds, in_process
+from tests.client_bed.worlds import Bed, Run, all_worlds, both_worlds, in_process
 
 
 def _commit(subscription: str) -> pb.CommitRequest:
@@ -123,7 +123,7 @@ def test_a_handlers_bug_is_unknown(run: Run) -> None:
     run(story)
 
 
-@both_worlds
+@all_worlds
 def test_nobody_there_is_told_before_anything_is_sent(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed, Handler(methods.COMMIT, _echo))
@@ -160,7 +160,7 @@ def test_a_server_that_comes_back_is_reached_again(run: Run) -> None:
     run(story)
 
 
-@both_worlds
+@all_worlds
 def test_server_stream_in_order_to_its_end(run: Run) -> None:
     async def counting(_request: Any, _call: Any) -> AsyncIterator[pb.ReadResponse]:
         for number in range(300):
@@ -176,7 +176,7 @@ def test_server_stream_in_order_to_its_end(run: Run) -> None:
     run(story)
 
 
-@both_worlds
+@all_worlds
 def test_a_stream_that_fails_half_way(run: Run) -> None:
     async def failing(_request: Any, _call: Any) -> AsyncIterator[pb.ReadResponse]:
         yield pb.ReadResponse(heartbeat=pb.Heartbeat(sent_at_ms=1))
@@ -195,7 +195,7 @@ def test_a_stream_that_fails_half_way(run: Run) -> None:
     run(story)
 
 
-@both_worlds
+@all_worlds
 def test_cancelling_a_stream_reaches_the_handler(run: Run) -> None:
     cancelled = asyncio.Event()
 
@@ -254,7 +254,7 @@ def _link(channel: Channel, **options: Any) -> ProduceLink[Any, pb.ProduceStream
     )
 
 
-@both_worlds
+@all_worlds
 def test_a_link_matches_answers_in_any_order(run: Run) -> None:
     async def backwards(requests: Any, call: Any) -> None:
         held = []
@@ -282,7 +282,7 @@ def test_a_link_matches_answers_in_any_order(run: Run) -> None:
     run(story)
 
 
-@both_worlds
+@all_worlds
 def test_a_broken_link_tells_what_was_certainly_not_sent(run: Run) -> None:
     async def story(bed: Bed) -> None:
         ends: list[QuorumqError] = []
@@ -311,7 +311,7 @@ def test_a_broken_link_tells_what_was_certainly_not_sent(run: Run) -> None:
     run(story)
 
 
-@both_worlds
+@all_worlds
 def test_a_link_fails_what_is_outstanding_in_order(run: Run) -> None:
     async def story(bed: Bed) -> None:
         channel = await _channel(bed, Handler(methods.PRODUCE_STREAM, _never))
@@ -403,3 +403,39 @@ def test_a_simulated_run_repeats_itself() -> None:
 
     assert once() == once()
     assert Random(5).random() == Random(5).random()
+
+
+@all_worlds
+def test_a_stream_that_nobody_serves(run: Run) -> None:
+    async def story(bed: Bed) -> None:
+        channel = await _channel(bed)
+        await channel.ready(5.0)
+        stream = channel.server_stream(methods.READ, pb.ReadRequest(topic="t"))
+        with pytest.raises(CallFailed) as caught:
+            await anext(stream)
+        assert caught.value.code is grpc.StatusCode.UNIMPLEMENTED
+        await channel.close()
+
+    run(story)
+
+
+@all_worlds
+def test_a_slow_reader_holds_the_handler_back(run: Run) -> None:
+    sent = 0
+
+    async def pouring(_request: Any, _call: Any) -> AsyncIterator[pb.ReadResponse]:
+        nonlocal sent
+        while sent < 200:
+            sent += 1
+            yield pb.ReadResponse(delivery=pb.Delivery(topic_id="t" * (1 << 20)))
+
+    async def story(bed: Bed) -> None:
+        channel = await _channel(bed, Handler(methods.READ, pouring))
+        stream = channel.server_stream(methods.READ, pb.ReadRequest(topic="t"))
+        await anext(stream)
+        await asyncio.sleep(1.0)
+        assert sent < 100, "the handler ran ahead of its reader"
+        assert len([response async for response in stream]) == 199
+        await channel.close()
+
+    run(story)

@@ -111,7 +111,9 @@ class SimNode:
             controller=broker.controller,
             producer_ids=broker.producer_ids,
             ask_transfer=broker.driver.ask_transfer,
-            channels=self.cluster.clients.channel,
+            channels=lambda node_id: self.cluster.clients.channel(
+                self.cluster.nodes[node_id].client_endpoint
+            ),
             random=self.cluster.random,
             counters=broker.counters,
             disk_full=lambda: broker.disk_full,
@@ -121,7 +123,9 @@ class SimNode:
         )
         broker.peer_functions = self.front.peer_functions()
         self._server = self.cluster.clients.serve(
-            self.client_endpoint, self.front.handlers(), status_of=status_of
+            self.client_endpoint,
+            {**self.front.handlers(), **self.front.peer_handlers()},
+            status_of=status_of,
         )
 
     async def crash(self, *, wipe: bool = False) -> None:
