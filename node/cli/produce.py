@@ -12,9 +12,9 @@ import click
 from node.cli import failures
 from node.cli.lines import lines
 from node.cli.output import Output, shown_bytes
-from node.cli.session import parse_pairs, run, settings_of
+from node.cli.session import failed, parse_pairs, run, settings_of
 from quorumq import Client, Producer
-from quorumq.errors import BufferFull, InvalidRequest, PartitionNotFound
+from quorumq.errors import BufferFull, InvalidRequest, PartitionNotFound, QuorumqError
 
 _READY_EVERY = 256  # records; lets answers be read and waits for room in the buffer
 _PROGRESS_S = 0.5
@@ -92,13 +92,20 @@ def command(
         compression=compression,
         shows_progress=sys.stderr.isatty() if progress is None else progress,
     )
-    delivery_timeout_ms = int(settings_of(ctx).timeout_s * 1000)
+    timeout_ms = int(settings_of(ctx).timeout_s * 1000)
 
     async def work(client: Client) -> tuple[Sent, float]:
         began = time.monotonic()
         producer = client.producer(
-            topic, compression=wanted.compression, delivery_timeout_ms=delivery_timeout_ms
+            topic,
+            compression=wanted.compression,
+            delivery_timeout_ms=timeout_ms,
+            open_timeout_ms=timeout_ms,
         )
+        try:
+            await producer.start()
+        except QuorumqError as error:
+            raise failed(error, changes=False) from error  # no record was sent
         async with producer:
             sent = await _produce(producer, file, wanted)
             await producer.flush()

@@ -86,9 +86,11 @@ def cli(ctx: click.Context, servers: str, output: str, timeout_s: float) -> None
 
 def run(arguments: list[str] | None = None) -> int:
     """The exit code; what went wrong has been said by then."""
-    # gRPC's own lines about connections that come and go would stand between ours. Read when gRPC
-    # is imported, which the commands do.
+    # gRPC's own lines about connections that come and go would stand between ours. Its older way of
+    # doing IO has the thread that polls read and write too, one thread switch a message less than
+    # its event engine. Both are read when gRPC is imported, which the commands do.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
     try:
         result: Any = cli.main(arguments, prog_name="quorumq", standalone_mode=False)
         sys.stdout.flush()

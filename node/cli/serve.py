@@ -19,9 +19,6 @@ from node.cli import failures
 # Set by node/local_cluster.py to its own process id: the node then dies with it.
 PARENT_VARIABLE = "QUORUMQ_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
-# gRPC's older way of doing IO: the thread that polls also reads and writes, one thread switch a
-# message less than in its event engine.
-_GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
 
 
 def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +62,6 @@ def command(config_file: Path | None, **flags: str | None) -> int:
     logs.configure(
         node_id=settings.node_id, log_format=settings.log_format, log_level=settings.log_level
     )
-    os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)
     from node.server import run  # after the checks: it imports the whole broker
 
     try:

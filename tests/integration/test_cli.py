@@ -209,3 +209,16 @@ async def test_a_cluster_that_is_not_healthy(cluster: LocalCluster) -> None:
     told = json.loads(health.out)
     assert not told["healthy"]
     assert "node 2 is dead" in told["problems"]
+
+
+async def test_without_a_majority_nothing_is_stored_and_the_time_given_is_kept(
+    cluster: LocalCluster, topic: str
+) -> None:
+    assert (await quorumq(cluster, "topic", "create", topic)).code == failures.OK
+    for node_id in (2, 3):
+        cluster.kill(node_id)
+    async with asyncio.timeout(20.0):  # opening a producer has 30 s of its own
+        ended = await quorumq(cluster, "--timeout", "3", "produce", topic, given=b"a\nb\n")
+    # The node may have identities in store: then the records are on their way to a leader.
+    assert ended.code in (failures.UNAVAILABLE, failures.OUTCOME_UNKNOWN), ended
+    assert ended.err.startswith("error: ")

@@ -37,6 +37,7 @@ class Client:
         buffer_bytes_max: int = BUFFER_BYTES_MAX,
         compression: str | None = None,
         delivery_timeout_ms: int = 120_000,
+        open_timeout_ms: int = 30_000,
     ) -> Producer:
         """A producer to one topic, to be started: `async with client.producer("t") as producer`.
 
@@ -44,7 +45,8 @@ class Client:
         `idempotent`: False = nothing is sent twice, and a record whose connection broke fails with
         OutcomeUnknown. `linger_ms`: how long a record may wait for others. `in_flight_max`: batches
         of the topic sent and not answered, 1 to 64. `buffer_bytes_max`: records sent and not
-        acknowledged; then `send` raises BufferFull. `compression`: None or "zstd"."""
+        acknowledged; then `send` raises BufferFull. `compression`: None or "zstd".
+        `open_timeout_ms`: how long starting it may take before an error is raised."""
         producer = Producer(
             self.connection,
             topic,
@@ -56,6 +58,7 @@ class Client:
             buffer_bytes_max=buffer_bytes_max,
             compression=compression,
             delivery_timeout_ms=delivery_timeout_ms,
+            open_timeout_ms=open_timeout_ms,
         )
         self._producers = [other for other in self._producers if not other.closed]
         self._producers.append(producer)
