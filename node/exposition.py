@@ -133,10 +133,13 @@ class NodeCollector(Collector):
             yield _gauge("controller_leader", "1 if it is here.", controller.is_leader)
 
     def _topics(self) -> Iterator[Metric]:
-        rows = _TopicRows()
+        rows, host = _TopicRows(), self._sources.host
         for local in self._sources.partitions():
             topic = self._sources.catalog.topic(local.topic)
-            rows.add(topic.name if topic else f"#{local.topic}", local)
+            voters = local.group.configuration.voters
+            live = sum(host.node_alive(host.peers.node_of(voter)) for voter in voters)
+            is_short = topic is not None and live < topic.replication_factor
+            rows.add(topic.name if topic else f"#{local.topic}", local, is_short=is_short)
         yield from rows.families()
 
     def _partitions(self) -> Iterator[Metric]:
@@ -178,6 +181,7 @@ class _TopicRows:
     FIGURES = (
         ("topic_replicas", "Replicas here."),
         ("topic_leaders", "Partitions led from here."),
+        ("topic_under_replicated", "Partitions led from here with too few voters on live nodes."),
         ("topic_backlog_records", "Records stored, of the partitions led from here."),
         ("topic_backlog_bytes", "Bytes of their batches, of the partitions led from here."),
         ("topic_commit_lag_entries", "Entries in the logs here and not committed."),
@@ -188,7 +192,7 @@ class _TopicRows:
     def __init__(self) -> None:
         self._sums: dict[str, list[int]] = {}
 
-    def add(self, topic: str, local: LocalPartition) -> None:
+    def add(self, topic: str, local: LocalPartition, *, is_short: bool) -> None:
         if topic not in self._sums and len(self._sums) >= TOPICS_SHOWN_MAX:
             topic = OTHERS
         sums = self._sums.setdefault(topic, [0] * len(self.FIGURES))
@@ -196,6 +200,7 @@ class _TopicRows:
         figures = (
             1,
             leads,
+            leads and is_short,
             machine.next_offset - machine.first_offset if leads else 0,
             local.replica.stored_bytes() if leads else 0,
             _commit_lag(group),

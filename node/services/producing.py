@@ -121,7 +121,7 @@ class Producing:
         *,
         forwarded: bool,
     ) -> None:
-        session = _Session(self._limits)
+        session = _Session(self._limits, None if forwarded else self._counters)
         self._sessions[session] = None
         try:
             async with TaskGroup("produce stream") as tasks:
@@ -220,7 +220,9 @@ class Producing:
 class _Session:
     """One produce stream."""
 
-    def __init__(self, limits: ProduceLimits) -> None:
+    def __init__(self, limits: ProduceLimits, counters: NodeCounters | None) -> None:
+        """`counters`: of the errors that a client is told in answers."""
+        self._counters = counters
         self.budget = Budget(
             bytes_max=limits.connection_bytes_max, requests_max=limits.connection_requests_max
         )
@@ -230,6 +232,8 @@ class _Session:
         self._answers: deque[wire.ProduceResponse] = deque()
 
     def answer(self, response: wire.ProduceResponse) -> None:
+        if self._counters is not None and response.HasField("error"):
+            self._counters.count_error(reason_of(response.error))
         self._answers.append(response)
         self.wake.set()
 

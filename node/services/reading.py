@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from node.metrics import NodeCounters
 from node.services.call import Call, Deadline
-from node.services.errors import Refused
+from node.services.errors import Refused, reason_of
 from node.services.offsets import Offsets
 from node.services.peer_channel import NodeChannels
 from node.services.places import Places
@@ -84,6 +84,8 @@ class Reading:
             )
             async with aclosing(session.responses(wanted)) as responses:
                 async for response in responses:
+                    if not is_forwarded and response.status.HasField("error"):
+                        self._counters.count_error(reason_of(response.status.error))
                     yield response
         finally:
             self._counters.read_streams_now -= 1

@@ -135,6 +135,43 @@ async def test_metrics_count_what_was_done(
     assert now - forwarded == 2
 
 
+async def test_metrics_tell_of_replicas_that_are_missing(
+    cluster: LocalCluster, client: Client, topic: str
+) -> None:
+    await client.admin.create_topic(topic, partitions=1)
+    leader = await leader_of(client, topic)
+    lost = next(node_id for node_id in cluster.nodes if node_id != leader)
+
+    async def is_told(told: float) -> list[str]:
+        series = await metrics(cluster.nodes[leader])
+        return [] if series["quorumq_topic_under_replicated"] == told else ["not told"]
+
+    await until_none(lambda: is_told(0))
+    cluster.kill(lost)
+    await until_none(lambda: is_told(1))
+    await cluster.start()
+    await until_none(lambda: is_told(0))
+
+
+async def test_errors_within_streams_are_counted(
+    cluster: LocalCluster, client: Client, topic: str
+) -> None:
+    await client.admin.create_topic(topic, partitions=1)
+    await leader_of(client, topic)
+    request = messaging_pb2.ProduceRequest(topic=topic, partition=9, batch=batch(b"lost"))
+
+    async def requests() -> AsyncIterator[messaging_pb2.ProduceStreamRequest]:
+        yield messaging_pb2.ProduceStreamRequest(produce=request)
+
+    before = (await metrics(cluster.nodes[1])).get("quorumq_errors_total", 0.0)
+    async with stubs(cluster.nodes[1].client_endpoint) as node:
+        answers = [
+            answer async for answer in node.messaging.ProduceStream(requests(), timeout=TIMEOUT_S)
+        ]
+    assert [answer.produced.HasField("error") for answer in answers] == [True]
+    assert (await metrics(cluster.nodes[1]))["quorumq_errors_total"] == before + 1
+
+
 async def test_logs_are_lines_of_json(cluster: LocalCluster) -> None:
     for node_id, node in cluster.nodes.items():
         lines = node.log_path.read_text().splitlines()
