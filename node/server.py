@@ -21,7 +21,7 @@ import grpc
 from cluster.controller import commands as c
 from cluster.host_options import HostOptions
 from cluster.identity import Identity
-from cluster.interfaces import CorruptEntry, Receiver, Transport
+from cluster.interfaces import CorruptEntry, Receiver, StorageError, Transport
 from cluster.peer_server import PeerServer
 from cluster.raft.state import RaftOptions
 from cluster.tasks import TaskGroup
@@ -304,11 +304,19 @@ async def run(config: NodeConfig) -> int:
         node.set_aside(str(error))
     if error is None:
         return startup.EXIT_OK
+    raise stopped_by(error, config)
+
+
+def stopped_by(error: BaseException, config: NodeConfig) -> startup.StartupError:
+    """What a node that had to stop ends with. A supervisor starts it again after a bug, and leaves
+    it alone after a disk that failed."""
     if isinstance(error, NotAMember):
-        raise startup.WrongDataFolder(
+        return startup.WrongDataFolder(
             f"{config.data_dir}: {error}; to join as a new node, start with an empty folder"
         )
-    raise startup.StorageFailed(f"stopped after a failure: {error}")
+    if isinstance(error, StorageError | OSError):
+        return startup.StorageFailed(f"stopped after a failure of the disk: {error}")
+    return startup.StartupError(f"stopped after a failure: {error!r}")
 
 
 async def _run_until(node: Node, signalled: asyncio.Event) -> BaseException | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
-EXIT_STORAGE = 16
 
 
 class StartupError(Exception):
@@ -64,5 +63,5 @@ class StorageFailed(StartupError):
     """The disk failed while the node ran: it stopped at once and must not be trusted to go on
     (rule R13)."""
 
-    exit_code = EXIT_STORAGE
+    exit_code = 16
     reason = "STORAGE_FAILED"

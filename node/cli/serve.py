@@ -65,12 +65,9 @@ def command(config_file: Path | None, **flags: str | None) -> int:
     from node.server import run  # after the checks: it imports the whole broker
 
     try:
-        code = uvloop.run(run(settings))
+        return uvloop.run(run(settings))
     except startup.StartupError as error:
         raise failures.CommandFailed(error.reason, str(error), exit_code=error.exit_code) from error
-    if code == startup.EXIT_STORAGE:
-        failures.tell(startup.StorageFailed.reason, "the node stopped; the log says why")
-    return code
 
 
 def _die_with_launcher() -> None:
