@@ -9,9 +9,10 @@ cores: 0.03 ms there and back, 0.21 with gRPC). Clients are served by gRPC.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from cluster.interfaces import PeerError
@@ -19,26 +20,29 @@ from cluster.interfaces import PeerError
 FRAME_BYTES_MAX = 256 << 20
 _HEADER_BYTES = 4
 _JOINED_BYTES_MAX = 16 << 10  # below it copying a frame is cheaper than a second buffer
-_QUEUED_BYTES_MAX = 4 << 20  # received and not taken: beyond it nothing more is read
-# A peer that fell silent without a word (power, network): unanswered bytes are given up after this,
-# and an idle connection is asked each second. Without both, TCP goes on for minutes.
-_SILENCE_MS = 2_000
+_QUEUED_BYTES_MAX = 256 << 10
+# How long the peer's kernel may leave bytes unanswered, or the peer unread: a slow reader is not a
+# dead one. Connections that are always read are given up sooner, see `give_up_unread`.
+_UNREAD_MS, _SILENCE_MS = 300_000, 2_000
 
 Sink = Callable[[bytes], None]
 
 
 class Frames(asyncio.Protocol):
     """What comes in is queued for `receive`; or handed to `sink`, if set, within the event loop's
-    callback. A sink that raises ends the connection; its error is what `why_lost` tells.
+    callback. A sink that raises ends the connection; its error is what `why_lost` tells. When
+    `queued_bytes_max` are received and not taken, nothing more is read.
 
-    `on_lost` is called once, when the connection is over, whoever ended it."""
+    `on_lost` is called once, when the connection is over, whoever ended it. One task may wait in
+    `receive` and another one in `drained`."""
 
     def __init__(self, *, connected: Callable[[Frames], None] | None = None) -> None:
         self.sink: Sink | None = None
         self.on_lost: Callable[[], None] | None = None
         self.lost = False
         self.why_lost: BaseException | None = None
-        self.heard = 0  # frames that came
+        self.queued_bytes_max = _QUEUED_BYTES_MAX
+        self.sent_bytes = 0
         self._connected = connected
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -47,7 +51,8 @@ class Frames(asyncio.Protocol):
         self._queued_bytes = 0
         self._reading_paused = False
         self._writing_paused = False
-        self._woken: asyncio.Future[None] | None = None
+        self._receiver: asyncio.Future[None] | None = None  # the task that waits for a frame
+        self._sender: asyncio.Future[None] | None = None  # the one that waits for room
 
     # --- sending ---------------------------------------------------------------------------------
 
@@ -58,6 +63,7 @@ class Frames(asyncio.Protocol):
             return
         size = sum(map(len, parts))
         assert size <= FRAME_BYTES_MAX, f"a frame of {size} bytes"
+        self.sent_bytes += _HEADER_BYTES + size
         header = size.to_bytes(_HEADER_BYTES, "little")
         if size <= _JOINED_BYTES_MAX:
             transport.write(b"".join((header, *parts)))
@@ -72,8 +78,33 @@ class Frames(asyncio.Protocol):
     async def drained(self) -> None:
         """Returns when little is unsent. Raises ConnectionError when the connection is over."""
         while self._writing_paused and not self.lost:
-            await self._news()
+            assert self._sender is None, "two tasks wait for room"
+            self._sender = asyncio.get_running_loop().create_future()
+            try:
+                await self._sender
+            finally:
+                self._sender = None
         self._check()
+
+    def give_up_unread(self) -> None:
+        """The peer reads this connection at all times: one that does not is gone."""
+        self._set_unread_ms(_SILENCE_MS)
+
+    async def part(self, *, within_s: float) -> None:
+        """Close when the peer has read what was sent and closed, or the time is over. To close with
+        unread bytes would be a reset, which may overtake what was sent."""
+        if self.lost or self._transport is None:
+            return
+        self.sink = _discard
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._resume_reading()
+        self._transport.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not self.lost:
+                    await self._news()
+        self.close()
 
     def close(self) -> None:
         """What was sent still leaves."""
@@ -94,46 +125,45 @@ class Frames(asyncio.Protocol):
             await self._news()
         frame = self._queue.popleft()
         self._queued_bytes -= len(frame)
-        if self._reading_paused and self._queued_bytes <= _QUEUED_BYTES_MAX and not self.lost:
+        if self._queued_bytes <= self.queued_bytes_max:
+            self._resume_reading()
+        return frame
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and not self.lost:
             self._reading_paused = False
             assert self._transport is not None
             self._transport.resume_reading()
-        return frame
 
     def _take(self, frame: bytes) -> None:
-        self.heard += 1
         if self.sink is not None:
             self.sink(frame)
             return
         self._queue.append(frame)
         self._queued_bytes += len(frame)
-        if self._queued_bytes > _QUEUED_BYTES_MAX and not self._reading_paused:
+        if self._queued_bytes > self.queued_bytes_max and not self._reading_paused:
             self._reading_paused = True
             assert self._transport is not None
             self._transport.pause_reading()
-        self._wake()
+        _wake(self._receiver)
 
     def _check(self) -> None:
         if self.lost:
             raise ConnectionError(str(self.why_lost or "the peer closed the connection"))
 
     async def _news(self) -> None:
-        assert self._woken is None, "two tasks wait at one connection"
-        self._woken = asyncio.get_running_loop().create_future()
+        assert self._receiver is None, "two tasks wait for a frame"
+        self._receiver = asyncio.get_running_loop().create_future()
         try:
-            await self._woken
+            await self._receiver
         finally:
-            self._woken = None
-
-    def _wake(self) -> None:
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
+            self._receiver = None
 
     # --- asyncio.Protocol ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
-        _keep_alive(transport.get_extra_info("socket"))
+        self._keep_alive()
         if self._connected is not None:
             self._connected(self)
 
@@ -141,7 +171,8 @@ class Frames(asyncio.Protocol):
         self.lost = True
         self.why_lost = self.why_lost or error
         self._buffer.clear()
-        self._wake()
+        _wake(self._receiver)
+        _wake(self._sender)
         if self.on_lost is not None:
             self.on_lost()
 
@@ -181,33 +212,54 @@ class Frames(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        self._wake()
+        _wake(self._sender)
+
+    # --- the socket ------------------------------------------------------------------------------
+
+    def _keep_alive(self) -> None:
+        """An idle connection is tried each second. The event loop sets TCP_NODELAY itself."""
+        self._set(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            self._set(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+            self._set(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+            self._set(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+        self._set_unread_ms(_UNREAD_MS)
+
+    def _set_unread_ms(self, ms: int) -> None:
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            self._set(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ms)
+
+    def _set(self, level: int, option: int, value: int) -> None:
+        if not self.lost and self._transport is not None:
+            self._transport.get_extra_info("socket").setsockopt(level, option, value)
 
 
-async def connect(endpoint: str, *, timeout_s: float) -> Frames:
-    """Raises PeerError UNREACHABLE."""
-    host, port = address_of(endpoint)
-    try:
-        async with asyncio.timeout(timeout_s):
-            _, frames = await asyncio.get_running_loop().create_connection(Frames, host, port)
-    except TimeoutError:
-        raise PeerError("UNREACHABLE", f"{endpoint} did not take the connection") from None
-    except OSError as error:
-        raise PeerError("UNREACHABLE", f"{endpoint}: {error.strerror or error}") from None
-    return frames
+async def connect(addresses: Sequence[str], port: int, *, timeout_s: float) -> Frames:
+    """To the first of the addresses that takes the connection; `timeout_s` for each. Raises
+    PeerError UNREACHABLE."""
+    loop = asyncio.get_running_loop()
+    trouble = "no address"
+    for address in addresses:
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, frames = await loop.create_connection(Frames, address, port)
+            return frames
+        except TimeoutError:
+            trouble = f"{address}:{port} did not take the connection"
+        except (OSError, OverflowError) as error:
+            trouble = f"{address}:{port}: {error}"
+    raise PeerError("UNREACHABLE", trouble)
 
 
 def address_of(endpoint: str) -> tuple[str, int]:
-    """`host:port`, `[v6]:port`."""
+    """`host:port`, `[v6]:port`. Raises ValueError."""
     host, _, port = endpoint.rpartition(":")
     return host.strip("[]"), int(port)
 
 
-def _keep_alive(sock: socket.socket) -> None:
-    """The event loop sets TCP_NODELAY itself."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_MS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+def _discard(_frame: bytes) -> None: ...
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

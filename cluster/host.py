@@ -44,6 +44,7 @@ from cluster.raft.messages import AppendEntries, Message
 from cluster.raft.state import RaftOptions, RandomSource
 from cluster.snapshot import CatchUpFetcher, CatchUpServer
 from cluster.tasks import TaskGroup
+from cluster.wire import data_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Host:
         self._want_durable: list[Callable[[], None]] = []  # to be called after the next flush
         self._become_durable: list[Callable[[], None]] = []  # after the one under way
         self._outbox: dict[int, list[tuple[int, Message]]] = {}
+        self._posted_bytes: dict[int, int] = {}  # of entries in the outbox, by node
         self._ticks = 0
         self._reluctant = False
         self._stopped = False
@@ -302,7 +304,7 @@ class Host:
     def _collect(self, group: Group, batch: WriteBatch) -> bool:
         """Whether the batch must be synced for it."""
         messages, must_sync, install = group.collect(batch)
-        self._post(group.group_id, messages)
+        self._post(group, messages)
         if install is not None:
             self._fetcher.fetch(group)
         self._collected.append(group)
@@ -332,14 +334,23 @@ class Host:
             leads_here=group.is_leader and not group.core.transferee,
         )
 
-    def _post(self, group_id: int, messages: list[Message]) -> None:
+    def _post(self, group: Group, messages: list[Message]) -> None:
         for message in messages:
             node_id = self.peers.node_of(message.to)
-            if node_id:  # else: not told yet where it is; Raft sends again
-                self._outbox.setdefault(node_id, []).append((group_id, message))
+            if not node_id:
+                continue  # not told yet where it is; Raft sends again
+            size = data_bytes(message)
+            if size:
+                posted = self._posted_bytes.get(node_id, 0)
+                waiting = posted + self.transport.unsent_bytes(node_id)
+                if waiting and waiting + size > self.options.posted_bytes_max:
+                    group.core.unreachable(message.to)  # as if it were lost
+                    continue
+                self._posted_bytes[node_id] = posted + size
+            self._outbox.setdefault(node_id, []).append((group.group_id, message))
 
     def _send(self, *, beat: bool = False) -> None:
-        outbox, self._outbox = self._outbox, {}
+        outbox, self._outbox, self._posted_bytes = self._outbox, {}, {}
         tells = beat or self.peers.leads_unsent()
         if not outbox and not tells:
             return
@@ -364,7 +375,7 @@ class Host:
                     act()
                 for group in collected:
                     if group.failure is None:
-                        self._post(group.group_id, group.synced())
+                        self._post(group, group.synced())
                         self._want_quietly(group)
                 if self._wanted or self._outbox or self._want_durable:
                     self._turn()

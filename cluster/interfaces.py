@@ -325,6 +325,9 @@ class Transport(Protocol):
         """Where a node is reached ("host:port"); None forgets it."""
 
     def send(self, node_id: int, envelope: Envelope) -> None: ...
+    def unsent_bytes(self, node_id: int) -> int:
+        """Of envelopes on their way to the node that have not left this one, about."""
+
     async def call(
         self, node_id: int, method: str, request: bytes, *, timeout_ms: int, endpoint: str = ""
     ) -> bytes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import NoReturn
 
@@ -34,8 +35,16 @@ from cluster.wire import decode_catch_up_request, decode_stream_request, encode_
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS_MAX = 1_000  # of all peers; more are closed at once
+# More are closed at once, or refused. What Raft needs counts against neither.
+STRANGERS_MAX = 100  # connections that have not said hello
+SERVICES_MAX = 1_000  # connections for services
 HELLO_TIMEOUT_S = 5.0
+PART_S = 1.0  # for the peer to read the last answer
+
+
+_BACKLOG = 128
+
+ServicesFunction = Callable[[Frames], Awaitable[None]]
 
 
 class PeerServer:
@@ -52,19 +61,29 @@ class PeerServer:
         self._on_failure = on_failure
         self._tasks = TaskGroup("peer server", on_failure=on_failure)
         self._connections: dict[Frames, None] = {}
+        self._strangers = self._services_now = 0
         self._streams: dict[int, Frames] = {}  # by peer
         self._server: asyncio.Server | None = None
         # Serves a connection that asks for a service, hello said; may raise PeerError.
-        self.services: Callable[[Frames], Awaitable[None]] | None = None
+        self.services: ServicesFunction | None = None
         self._closed = False
 
     async def listen(self, endpoint: str) -> int:
         """The port. Raises OSError when the address cannot be had."""
         host, port = address_of(endpoint)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Frames(connected=self._connected), host, port
-        )
+
+        def new_connection() -> Frames:
+            return Frames(connected=self._connected)
+
+        if host == "::":  # everywhere: asyncio would leave IPv4 out
+            dual = socket.has_dualstack_ipv6()
+            sock = socket.create_server(
+                (host, port), family=socket.AF_INET6, dualstack_ipv6=dual, backlog=_BACKLOG
+            )
+            self._server = await loop.create_server(new_connection, sock=sock, backlog=_BACKLOG)
+        else:
+            self._server = await loop.create_server(new_connection, host, port, backlog=_BACKLOG)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
@@ -78,12 +97,11 @@ class PeerServer:
         await self._tasks.cancel_and_wait()
 
     def _connected(self, frames: Frames) -> None:
-        if self._closed or len(self._connections) >= CONNECTIONS_MAX:
+        if self._closed or self._strangers >= STRANGERS_MAX:
             frames.abort()
             return
         self._connections[frames] = None
-        number = len(self._connections)
-        task = self._tasks.start(self._serve(frames), name=f"connection {number}")
+        task = self._tasks.start(self._serve(frames), name="connection")
 
         def lost() -> None:
             self._connections.pop(frames, None)
@@ -94,25 +112,10 @@ class PeerServer:
     async def _serve(self, frames: Frames) -> None:
         """One connection, until it is lost (which cancels this) or has what it asked for."""
         try:
-            async with asyncio.timeout(HELLO_TIMEOUT_S):
-                hello = decode_hello(await frames.receive())
-            match hello.purpose:
-                case pb.PURPOSE_STREAM:
-                    await self._stream(self._identity.admit(hello), frames)
-                case pb.PURPOSE_CALL:
-                    await self._calls(hello, frames)
-                case pb.PURPOSE_CATCH_UP:
-                    self._identity.admit(hello)
-                    await self._catch_up(frames)
-                case pb.PURPOSE_SERVICE if self.services is not None:
-                    self._identity.admit(hello)
-                    frames.send(GOOD)
-                    await self.services(frames)
-                case _:
-                    raise PeerError("NOT_FOUND", f"purpose {hello.purpose} is not served here")
+            await self._do(await self._greeted(frames), frames)
         except PeerError as error:
             frames.send(refusal(error))
-        except (ConnectionError, TimeoutError):
+        except ConnectionError:
             pass
         except ValueError as error:
             logger.error("a peer sent what is no message: %s", error)
@@ -120,7 +123,46 @@ class PeerServer:
         except Exception as error:  # a bug of what was asked for; not worth the node
             logger.exception("a peer's request failed")
             frames.send(refusal(PeerError("INTERNAL", repr(error))))
-        frames.close()
+        await frames.part(within_s=PART_S)
+
+    async def _greeted(self, frames: Frames) -> pb.Hello:
+        """Raises PeerError, ValueError, ConnectionError."""
+        self._strangers += 1
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                return decode_hello(await frames.receive())
+        except TimeoutError:
+            raise PeerError("TIMEOUT", "no hello") from None
+        finally:
+            self._strangers -= 1
+
+    async def _do(self, hello: pb.Hello, frames: Frames) -> None:
+        """Raises PeerError, ValueError, ConnectionError."""
+        match hello.purpose:
+            case pb.PURPOSE_STREAM:
+                frames.give_up_unread()
+                await self._stream(self._identity.admit(hello), frames)
+            case pb.PURPOSE_CALL:
+                frames.give_up_unread()
+                await self._calls(hello, frames)
+            case pb.PURPOSE_CATCH_UP:
+                self._identity.admit(hello)
+                await self._catch_up(frames)
+            case pb.PURPOSE_SERVICE if self.services is not None:
+                self._identity.admit(hello)
+                await self._serve_service(self.services, frames)
+            case _:
+                raise PeerError("NOT_FOUND", f"purpose {hello.purpose} is not served here")
+
+    async def _serve_service(self, services: ServicesFunction, frames: Frames) -> None:
+        if self._services_now >= SERVICES_MAX:
+            raise PeerError("RESOURCE_EXHAUSTED", f"{SERVICES_MAX} services are served already")
+        self._services_now += 1
+        try:
+            frames.send(GOOD)
+            await services(frames)
+        finally:
+            self._services_now -= 1
 
     # --- streams ---------------------------------------------------------------------------------
 

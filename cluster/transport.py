@@ -5,7 +5,9 @@ peer_server.py). A stream that breaks, and one that gets too far behind, lose wh
 receiver is told by `peer_lost`, and by `peer_connected` when the next stream is up. In between,
 `send` drops. Nothing is kept for later: Raft sends again, and fresher.
 
-Calls take a connection each and give it back; a call that is left closes it, which cancels it.
+Calls take a connection each and give it back; a call that is left closes it, which cancels it. The
+stream to a peer is the one that watches whether the peer lives: when it breaks, all others to that
+peer are closed with it.
 """
 
 from __future__ import annotations
@@ -15,19 +17,23 @@ import logging
 import random
 from collections.abc import AsyncIterator
 
-from cluster.frames import Frames, connect
+from cluster.frames import Frames, address_of, connect
 from cluster.identity import Identity, answer_of
 from cluster.interfaces import CatchUpChunk, CatchUpRequest, Envelope, PeerError, Receiver
+from cluster.lookups import Lookups
 from cluster.tasks import FailureReader, TaskGroup
 from cluster.v1 import peer_pb2 as pb
-from cluster.wire import decode_chunk, encode_catch_up_request, encode_envelope
+from cluster.wire import decode_chunk, encode_catch_up_request, encode_envelopes
 
 logger = logging.getLogger(__name__)
 
 QUEUE_BYTES_MAX = 64 << 20  # a peer; above what Raft keeps in flight, else every burst is a break
 IDLE_CALL_CONNECTIONS_MAX = 4  # a peer; those of more calls at a time are closed after them
-CONNECT_TIMEOUT_S = 0.4  # an attempt; a lost SYN is sent again after 1 s, a new attempt is sooner
+STREAM_CONNECT_TIMEOUT_S = 0.5  # and at once again: TCP sends a lost first packet after 1 s
+CONNECT_TIMEOUT_S = 3.0
 ACCEPT_TIMEOUT_S = 5.0
+CHUNK_TIMEOUT_S = 30.0
+CATCH_UP_QUEUE_BYTES_MAX = 4 << 20
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.02, 0.2
 REFUSED_BACKOFF_S = 1.0
 # A stream is asked for a sign of life so often, and given up when none came for so long.
@@ -54,6 +60,7 @@ class TcpTransport:
         self.randomness = randomness
         self.queue_bytes_max = queue_bytes_max
         self.tasks = TaskGroup("transport", on_failure=on_failure)
+        self._lookups = Lookups(self.tasks)
         self._links: dict[int, _PeerLink] = {}
         self.closed = False
 
@@ -72,7 +79,12 @@ class TcpTransport:
         """Drops it when there is no stream to the node."""
         link = self._links.get(node_id)
         if link is not None and link.connected:
-            link.send(encode_envelope(envelope))
+            for encoded in encode_envelopes(envelope):
+                link.send(encoded)
+
+    def unsent_bytes(self, node_id: int) -> int:
+        link = self._links.get(node_id)
+        return 0 if link is None else link.unsent_bytes
 
     async def call(
         self, node_id: int, method: str, request: bytes, *, timeout_ms: int, endpoint: str = ""
@@ -88,8 +100,8 @@ class TcpTransport:
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 if frames is None:
-                    to = link.endpoint if link is not None else endpoint
-                    frames = await self._open(to, node_id, pb.PURPOSE_CALL)
+                    frames = await self._open(link or endpoint, node_id, pb.PURPOSE_CALL)
+                    frames.give_up_unread()
                 frames.send(body)
                 answer = await frames.receive()
         except TimeoutError:
@@ -111,14 +123,19 @@ class TcpTransport:
         link = self._links.get(node_id)
         if link is None:
             raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
-        frames = await self._open(link.endpoint, node_id, pb.PURPOSE_CATCH_UP)
+        frames = await self._open(link, node_id, pb.PURPOSE_CATCH_UP)
+        frames.queued_bytes_max = CATCH_UP_QUEUE_BYTES_MAX
         try:
             frames.send(encode_catch_up_request(request))
             while True:
-                chunk = decode_chunk(answer_of(await frames.receive()))
+                async with asyncio.timeout(CHUNK_TIMEOUT_S):
+                    frame = await frames.receive()
+                chunk = decode_chunk(answer_of(frame))
                 yield chunk
                 if chunk.done:
                     return
+        except TimeoutError:
+            raise PeerError("TIMEOUT", f"node {node_id} sends no more of the catch-up") from None
         except ConnectionError as error:
             raise PeerError("UNREACHABLE", f"node {node_id}: {error}") from error
         except ValueError as error:
@@ -131,9 +148,13 @@ class TcpTransport:
         link = self._links.get(node_id)
         if link is None:
             raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
-        frames = await self._open(link.endpoint, node_id, pb.PURPOSE_SERVICE)
+        frames = await self._open(link, node_id, pb.PURPOSE_SERVICE)
         try:
-            answer_of(await frames.receive())
+            async with asyncio.timeout(ACCEPT_TIMEOUT_S):
+                answer_of(await frames.receive())
+        except TimeoutError:
+            frames.abort()
+            raise PeerError("UNREACHABLE", f"node {node_id} does not answer") from None
         except ConnectionError as error:
             raise PeerError("UNREACHABLE", f"node {node_id}: {error}") from None
         except BaseException:
@@ -154,9 +175,21 @@ class TcpTransport:
         self._links.clear()
         await self.tasks.cancel_and_wait()
 
-    async def _open(self, endpoint: str, node_id: int, purpose: pb.Purpose) -> Frames:
-        """A connection that has said hello. Raises PeerError UNREACHABLE."""
-        frames = await connect(endpoint, timeout_s=CONNECT_TIMEOUT_S)
+    async def _open(self, to: _PeerLink | str, node_id: int, purpose: pb.Purpose) -> Frames:
+        """A connection, to a peer or an endpoint, that has said hello. Raises PeerError
+        UNREACHABLE."""
+        endpoint = to if isinstance(to, str) else to.endpoint
+        is_stream = purpose == pb.PURPOSE_STREAM
+        timeout_s = STREAM_CONNECT_TIMEOUT_S if is_stream else CONNECT_TIMEOUT_S
+        try:
+            host, port = address_of(endpoint)
+        except ValueError as error:
+            raise PeerError("UNREACHABLE", f"{endpoint!r} is no address: {error}") from None
+        addresses = await self._lookups.addresses(host)
+        frames = await connect(addresses, port, timeout_s=timeout_s)
+        if self.closed or (isinstance(to, _PeerLink) and not to.adopt(frames)):
+            frames.abort()
+            raise PeerError("UNREACHABLE", f"node {node_id} is not spoken to any more")
         frames.send(self.identity.hello(node_id, purpose))
         return frames
 
@@ -174,23 +207,44 @@ class _PeerLink:
         self._transport = transport
         self._stopped = False
         self._frames: Frames | None = None
-        self._idle: dict[Frames, str] = {}  # and the cluster id that was told
+        self._open: dict[Frames, None] = {}  # all connections to the peer
+        self._idle: dict[Frames, str] = {}  # of calls, and the cluster id that was told
         self._task = transport.tasks.start(self._run(), name=f"link-{node_id}")
 
     def send(self, encoded: bytes) -> None:
         frames = self._frames
-        assert frames is not None, "sent without a stream"
-        frames.send(encoded)
-        if frames.unsent_bytes > self._transport.queue_bytes_max:
+        if frames is None or not self.connected:
+            return  # it overflowed with what was sent just before
+        if frames.unsent_bytes + len(encoded) > self._transport.queue_bytes_max:
             self._overflow(frames)
+        else:
+            frames.send(encoded)
+
+    @property
+    def unsent_bytes(self) -> int:
+        return 0 if self._frames is None else self._frames.unsent_bytes
 
     def stop(self) -> None:
         self.connected = False
         self._stopped = True
         self._task.cancel()
-        for frames in self._idle:
+        self._abort_all()
+
+    def adopt(self, frames: Frames) -> bool:
+        """A connection to the peer, to be closed with the others. False if they are closed."""
+        if self._stopped or frames.lost:
+            return False
+        self._open[frames] = None
+        frames.on_lost = lambda: self._forget(frames)
+        return True
+
+    def _forget(self, frames: Frames) -> None:
+        self._open.pop(frames, None)
+        self._idle.pop(frames, None)
+
+    def _abort_all(self) -> None:
+        for frames in list(self._open):
             frames.abort()
-        self._idle.clear()
 
     # --- connections of calls --------------------------------------------------------------------
 
@@ -229,9 +283,10 @@ class _PeerLink:
     async def _stream(self) -> PeerError | None:
         """One stream from its opening to its end. None if it was up, else what kept it down."""
         try:
-            frames = await self._transport._open(self.endpoint, self.node_id, pb.PURPOSE_STREAM)
+            frames = await self._transport._open(self, self.node_id, pb.PURPOSE_STREAM)
         except PeerError as error:
             return error
+        frames.give_up_unread()
         try:
             async with asyncio.timeout(ACCEPT_TIMEOUT_S):
                 answer_of(await frames.receive())
@@ -255,13 +310,16 @@ class _PeerLink:
             await self._watch(frames)
         finally:
             self._frames, self.connected = None, False
+            self._abort_all()
             if not self._transport.closed:
                 receiver.peer_lost(self.node_id)
 
     async def _watch(self, frames: Frames) -> None:
-        """Returns when the connection is over, refused, or nothing was heard for SILENCE_S. What
-        the peer's kernel takes in tells nothing of the peer: it has to answer itself."""
-        silent_s = 0.0
+        """Returns when the connection is over, refused, or the peer was silent for SILENCE_S: said
+        nothing, and took nothing in. The answers come behind all that was sent before, which may
+        take long on a slow network; and that a kernel takes in a little more tells nothing for long
+        of a process that hangs."""
+        silent_s, taken_bytes = 0.0, 0
         while silent_s < SILENCE_S and self.connected:
             frames.send(b"")
             try:
@@ -270,7 +328,9 @@ class _PeerLink:
                         answer_of(await frames.receive())
                         silent_s = 0.0
             except TimeoutError:
-                silent_s += SIGN_S
+                taken_before, taken_bytes = taken_bytes, frames.sent_bytes - frames.unsent_bytes
+                is_taking = frames.unsent_bytes > 0 and taken_bytes > taken_before
+                silent_s = 0.0 if is_taking else silent_s + SIGN_S
             except (ConnectionError, PeerError):
                 return
 

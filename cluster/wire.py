@@ -1,7 +1,7 @@
 """What nodes say to each other, as bytes and back. The only file that knows both the messages of
 cluster/raft and the protobuf of proto/cluster/v1.
 
-    encode_envelope, decode_stream_request       Envelopes on a peer stream
+    encode_envelope(s), decode_stream_request    Envelopes on a peer stream
     encode_chunk, decode_chunk                   one CatchUpChunk with its CRC
     encode_catch_up_request, decode_catch_up_request
 
@@ -85,6 +85,7 @@ _SHAPES = (
 _ENVELOPE_TAG = bytes((1 << 3 | 2,))  # StreamRequest.envelopes
 _MESSAGE_TAG = bytes((2 << 3 | 2,))  # Envelope.messages
 _ENTRY_TAG = bytes((12 << 3 | 2,))  # GroupMessage.entries
+_PIECE_BYTES_MAX = 1 << 20
 _SMALL_VARINTS = [bytes((number,)) for number in range(0x80)]
 
 _SHAPE_OF_MESSAGE = {shape.message: shape for shape in _SHAPES}
@@ -108,6 +109,29 @@ def encode_envelope(envelope: Envelope) -> bytes:
         parts[0] = head.SerializeToString()
     size = sum(map(len, parts))
     return b"".join((_ENVELOPE_TAG, _varint(size), *parts))
+
+
+def encode_envelopes(envelope: Envelope) -> list[bytes]:
+    """As several StreamRequests if the entries in it are many: the first are acted on while the
+    others are still on their way. Order is kept; a single message stays whole."""
+    pieces: list[bytes] = []
+    beat, piece, size = envelope.beat, list[tuple[int, Message]](), 0
+    for group_id, message in envelope.messages:
+        message_bytes = data_bytes(message)
+        if piece and size + message_bytes > _PIECE_BYTES_MAX:
+            pieces.append(encode_envelope(Envelope(beat, piece)))
+            beat, piece, size = None, [], 0
+        piece.append((group_id, message))
+        size += message_bytes
+    pieces.append(encode_envelope(Envelope(beat, piece)))
+    return pieces
+
+
+def data_bytes(message: Message) -> int:
+    """Of the entries that it carries."""
+    if type(message) is not AppendEntries:
+        return 0
+    return sum(len(entry.data) for entry in message.entries)
 
 
 def decode_stream_request(data: bytes) -> list[Envelope]:

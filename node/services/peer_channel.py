@@ -124,6 +124,9 @@ class PeerStream(Generic[Q, R]):
             raise _failure(error) from None
         except ConnectionError as error:
             raise self._broken(str(error)) from None
+        except DecodeError as error:
+            self._end()
+            raise CallFailed(grpc.StatusCode.INTERNAL, f"no response: {error}") from None
         self._end()
         raise StopAsyncIteration
 

@@ -31,7 +31,7 @@ from cluster.wire import (
     decode_stream_request,
     encode_catch_up_request,
     encode_chunk,
-    encode_envelope,
+    encode_envelopes,
 )
 
 T = TypeVar("T")
@@ -208,7 +208,7 @@ class _Stream:
         self._network = network
         self._peer = sender.identity.peer
         self._last_at = 0.0  # when the latest envelope arrives
-        self._bytes_in_flight = 0
+        self.bytes_in_flight = 0
         self._held: list[bytes] = []  # arrived at a block
         network.add_stream(self)
 
@@ -219,7 +219,7 @@ class _Stream:
     def send(self, encoded: bytes) -> None:
         network, faults = self._network, self._network.faults
         sender = self.sender
-        if self._bytes_in_flight + len(encoded) > sender.queue_bytes_max:
+        if self.bytes_in_flight + len(encoded) > sender.queue_bytes_max:
             self.end()  # the rule of cluster/transport.py: an overflow is a break
             return
         if network.chance(faults.stream_break):
@@ -252,7 +252,7 @@ class _Stream:
             at = self._last_at = max(at, self._last_at)
         else:
             at += self._network.delay_s() * 3
-        self._bytes_in_flight += len(encoded)
+        self.bytes_in_flight += len(encoded)
         loop.call_at(at, self._arrive, encoded)
 
     def _arrive(self, encoded: bytes) -> None:
@@ -267,7 +267,7 @@ class _Stream:
             self.recipient.receiver.receive(self._peer, envelope)
 
     def _land(self, size: int) -> None:
-        self._bytes_in_flight -= size
+        self.bytes_in_flight -= size
 
 
 class SimTransport:
@@ -312,7 +312,13 @@ class SimTransport:
     def send(self, node_id: int, envelope: Envelope) -> None:
         stream = self._outgoing.get(node_id)
         if stream is not None and stream.alive:
-            stream.send(encode_envelope(envelope))
+            for encoded in encode_envelopes(envelope):
+                if stream.alive:
+                    stream.send(encoded)
+
+    def unsent_bytes(self, node_id: int) -> int:
+        stream = self._outgoing.get(node_id)
+        return 0 if stream is None else stream.bytes_in_flight
 
     async def call(
         self, node_id: int, method: str, request: bytes, *, timeout_ms: int, endpoint: str = ""

@@ -4,7 +4,10 @@ from a checkpoint, until it has caught up; the others go on."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
+
+import pytest
 
 from tests.simulation.cluster import SimCluster
 from tests.simulation.damage import replica_of
@@ -65,6 +68,42 @@ def test_r19_nothing_commits_while_two_of_three_are_under_pressure() -> None:
         await cluster.close()
 
     run_simulation(story, seed=2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_r19_many_groups_do_not_flood_a_node_that_was_away(seed: int) -> None:
+    """What they have for it together is far more than may be on the way at a time."""
+
+    async def story(random: Random) -> None:
+        cluster = SimCluster(random)
+        host = replace(cluster.options.host, posted_bytes_max=2_000)
+        cluster.options = replace(cluster.options, host=host)
+        await cluster.start()
+        await cluster.create_topic("default/t", partitions=6)
+        first = first_group(cluster, "default/t")
+        writers = {first + i: Writer(cluster, first + i, 1) for i in range(6)}
+        away = 1
+        cluster.network.isolate(away, cluster.nodes)
+        for writer in writers.values():
+            await writer.write(60)
+        cluster.network.heal()
+        sent_most = 0
+        while any(not is_level(cluster, group_id) for group_id in writers):
+            hosts = [broker.host for broker in cluster.brokers() if broker.host.node_id != away]
+            sent_most = max(sent_most, *(h.transport.unsent_bytes(away) for h in hosts))
+            await asyncio.sleep(0.0005)
+        assert sent_most < 4 * 2_000, "entries, and what is around them"
+        for group_id, writer in writers.items():
+            await agreed(cluster, group_id)
+            check_exactly_once(cluster, group_id, [writer])
+        await cluster.close()
+
+    run_simulation(story, seed=seed)
+
+
+def is_level(cluster: SimCluster, group_id: int) -> bool:
+    replicas = cluster.replicas(group_id)
+    return len(replicas) == 3 and len({local.group.applied_index for local in replicas}) == 1
 
 
 def test_r19_a_catch_up_waits_for_the_disk_of_its_reader() -> None:

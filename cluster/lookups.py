@@ -1,0 +1,48 @@
+"""Addresses of hosts, asked for once at a time: a name whose resolver takes long to answer must not
+take all of the event loop's few resolver threads, and hold up the names of healthy hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+
+from cluster.interfaces import PeerError
+from cluster.tasks import TaskGroup
+
+
+class Lookups:
+    def __init__(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        self._under_way: dict[str, asyncio.Task[list[str]]] = {}
+
+    async def addresses(self, host: str) -> list[str]:
+        """In the resolver's order, at least one. Raises PeerError UNREACHABLE."""
+        if _is_address(host):
+            return [host]
+        task = self._under_way.get(host)
+        if task is None:
+            task = self._tasks.start(self._ask(host), name=f"look up {host}")
+            self._under_way[host] = task
+        found = await asyncio.shield(task)
+        if not found:
+            raise PeerError("UNREACHABLE", f"{host} has no address")
+        return found
+
+    async def _ask(self, host: str) -> list[str]:
+        try:
+            loop = asyncio.get_running_loop()
+            infos = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return []
+        finally:
+            del self._under_way[host]
+        return list(dict.fromkeys(str(info[4][0]) for info in infos))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
