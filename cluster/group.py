@@ -181,6 +181,11 @@ class Group:
         self.core.transfer_leadership(replica_id)
         self._wanted(self)
 
+    def announce_commit(self) -> None:
+        """Tell the followers how far the log is committed, if this replica leads."""
+        self.core.announce_commit()
+        self._wanted(self)
+
     def campaign(self) -> None:
         self.core.campaign()
         self._wanted(self)

@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
+from cluster.announcer import CommitAnnouncer
 from cluster.checkpointer import Checkpointer
 from cluster.group import Group
 from cluster.host_options import HostOptions
@@ -79,16 +80,15 @@ class Host:
         self._wanted: dict[int, Group] = {}  # groups with something for the next turn
         self._awake: dict[int, Group] = {}  # groups whose clocks run
         self._collected: list[Group] = []  # groups in the batch that is being flushed
-        self._turn_scheduled = False
-        self._flushing = False
+        self._turn_scheduled = self._flushing = False
         self._flush_wanted = asyncio.Event()
         self._want_durable: list[Callable[[], None]] = []  # to be called after the next flush
         self._become_durable: list[Callable[[], None]] = []  # after the one under way
         self._outbox: dict[int, list[tuple[int, Message]]] = {}
         self._posted_bytes: dict[int, int] = {}  # of entries in the outbox, by node
         self._ticks = 0
-        self._reluctant = False
-        self._stopped = False
+        self._reluctant = self._stopped = False
+        self._announcer = CommitAnnouncer()
         self._checkpointer = Checkpointer(
             engine,
             self._tasks,
@@ -124,6 +124,7 @@ class Host:
     async def close(self) -> None:
         """Stop all replicas and wait for the host's tasks. The engine is the caller's to close."""
         self._stopped = True
+        self._announcer.stop()
         for group in self.groups.values():
             group.stop(ConnectionError("the node is closing"))
         await self._tasks.cancel_and_wait()
@@ -137,6 +138,7 @@ class Host:
         if self._stopped:
             return
         self._stopped = True
+        self._announcer.stop()
         logger.critical("node stops: %s: %r", what, error, exc_info=error)
         for group in self.groups.values():
             group.stop(error)
@@ -208,9 +210,8 @@ class Host:
 
     def may_lead(self, node_id: int) -> bool:
         """Whether leaderships may be given to the node."""
-        if node_id == self.node_id:
-            return not self._reluctant
-        return self.peers.may_lead(node_id)
+        here = node_id == self.node_id
+        return not self._reluctant if here else self.peers.may_lead(node_id)
 
     def node_alive(self, node_id: int) -> bool:
         return node_id == self.node_id or self.peers.is_alive(node_id)
@@ -317,6 +318,8 @@ class Host:
         if applied:
             group.apply(batch)
             self._checkpointer.consider(group)
+            if group.is_leader:
+                self._announcer.applied(group)
         self._observe(group)
         if self._flushing or group.core.has_committed:
             self._wanted[group.group_id] = group

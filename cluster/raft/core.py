@@ -232,6 +232,11 @@ class RaftCore:
             state.election_elapsed = ticks
             state.election_timeout = ticks + 2 + rank * turn
 
+    def announce_commit(self) -> None:
+        """A leader's next turn tells all followers the commit index."""
+        if self.state.leadership is not None:
+            self.state.leadership.heartbeat_elapsed = self.state.options.heartbeat_ticks
+
     def unreachable(self, replica_id: int) -> None:
         if self.state.role is Role.LEADER:
             leader.unreachable(self.state, replica_id)

@@ -35,6 +35,14 @@ def test_a_created_topic_has_leaders_and_all_its_settings() -> None:
             producer_expiry_ms=604_800_000,
             feature_level=1,
         )
+        row = cluster.brokers()[1].controller.catalog.topic_by_name("default/orders")
+        assert row is not None
+        groups = row.group_ids
+        assert all(cluster.brokers()[1].host.leader_of(group_id) for group_id in groups)
+        await cluster.until(
+            lambda: all(b.host.leader_of(g) for b in cluster.brokers() for g in groups),
+            "all nodes to hear who leads",
+        )
         for node_id in cluster.nodes:
             request = pb.GetMetadataRequest(topics=["orders"])
             metadata = await ask(cluster, node_id, methods.GET_METADATA, request)
