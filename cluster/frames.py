@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -74,6 +77,17 @@ class Frames(asyncio.Protocol):
     def unsent_bytes(self) -> int:
         """Handed over by `send` and not taken by the network yet."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def unacknowledged_bytes(self) -> int:
+        """Taken by this machine's network and not yet by the peer's; 0 where nobody can tell."""
+        if self.lost or self._transport is None:
+            return 0
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        try:
+            answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(answer, sys.byteorder)
 
     async def drained(self) -> None:
         """Returns when little is unsent. Raises ConnectionError when the connection is over."""
@@ -217,7 +231,7 @@ class Frames(asyncio.Protocol):
     # --- the socket ------------------------------------------------------------------------------
 
     def _keep_alive(self) -> None:
-        """An idle connection is tried each second. The event loop sets TCP_NODELAY itself."""
+        """Dead peers of idle connections are found out. The loop sets TCP_NODELAY itself."""
         self._set(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):
             self._set(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)

@@ -338,16 +338,19 @@ class Host:
         )
 
     def _post(self, group: Group, messages: list[Message]) -> None:
+        held: dict[int, None] = {}  # replicas that get no more entries of these messages
         for message in messages:
             node_id = self.peers.node_of(message.to)
             if not node_id:
                 continue  # not told yet where it is; Raft sends again
-            size = data_bytes(message)
-            if size:
+            if isinstance(message, AppendEntries) and (size := data_bytes(message)):
+                if message.to in held:
+                    continue
                 posted = self._posted_bytes.get(node_id, 0)
                 waiting = posted + self.transport.unsent_bytes(node_id)
                 if waiting and waiting + size > self.options.posted_bytes_max:
-                    group.core.unreachable(message.to)  # as if it were lost
+                    group.core.not_sent(message)
+                    held[message.to] = None
                     continue
                 self._posted_bytes[node_id] = posted + size
             self._outbox.setdefault(node_id, []).append((group.group_id, message))
@@ -355,8 +358,6 @@ class Host:
     def _send(self, *, beat: bool = False) -> None:
         outbox, self._outbox, self._posted_bytes = self._outbox, {}, {}
         tells = beat or self.peers.leads_unsent()
-        if not outbox and not tells:
-            return
         for node_id in self.peers.nodes if tells else list(outbox):
             messages = outbox.get(node_id, [])
             sign = None

@@ -16,9 +16,9 @@ class HostOptions:
                                 never more than what came after the checkpoint before the last
     trimmed_bytes_max           entries below that tail that hold nothing live any more: beyond it a
                                 checkpoint is due, too
-    posted_bytes_max            of entries on their way to one node, of all groups; what is above it
-                                is dropped, and sent again later: many groups at once may have much
-                                for a node that was away
+    posted_bytes_max            of entries that wait to leave for one node, of all groups: many at
+                                once may have much for a node that was away. The rest is built again
+                                when that node has answered
     catch_ups_max               checkpoints fetched, and as many served, at a time
     catch_up_chunk_bytes        of entries or segments in one message
     """
@@ -30,6 +30,6 @@ class HostOptions:
     checkpoint_bytes_max: int = 64 << 20
     tail_bytes_max: int = 32 << 20
     trimmed_bytes_max: int = 1 << 20
-    posted_bytes_max: int = 32 << 20  # well below what the transport takes
+    posted_bytes_max: int = 8 << 20  # heartbeats wait behind them
     catch_ups_max: int = 2
     catch_up_chunk_bytes: int = 1 << 20

@@ -22,9 +22,13 @@ class Lookups:
             return [host]
         task = self._under_way.get(host)
         if task is None:
-            task = self._tasks.start(self._ask(host), name=f"look up {host}")
+            try:
+                task = self._tasks.start(self._ask(host), name=f"look up {host}")
+            except RuntimeError as error:  # the owner is closing
+                raise PeerError("UNREACHABLE", str(error)) from None
             self._under_way[host] = task
-        found = await asyncio.shield(task)
+        await asyncio.wait([task])  # goes on for others when this one is cancelled
+        found = [] if task.cancelled() else task.result()
         if not found:
             raise PeerError("UNREACHABLE", f"{host} has no address")
         return found

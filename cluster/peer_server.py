@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import NoReturn
 
 from google.protobuf.message import DecodeError
@@ -35,7 +35,7 @@ from cluster.wire import decode_catch_up_request, decode_stream_request, encode_
 
 logger = logging.getLogger(__name__)
 
-# More are closed at once, or refused. What Raft needs counts against neither.
+# More are closed at once, or refused.
 STRANGERS_MAX = 100  # connections that have not said hello
 SERVICES_MAX = 1_000  # connections for services
 HELLO_TIMEOUT_S = 5.0
@@ -61,7 +61,9 @@ class PeerServer:
         self._on_failure = on_failure
         self._tasks = TaskGroup("peer server", on_failure=on_failure)
         self._connections: dict[Frames, None] = {}
-        self._strangers = self._services_now = 0
+        self._strangers: dict[Frames, None] = {}
+        self._of_peer: dict[int, dict[Frames, None]] = {}  # catch-ups and services
+        self._services_now = 0
         self._streams: dict[int, Frames] = {}  # by peer
         self._server: asyncio.Server | None = None
         # Serves a connection that asks for a service, hello said; may raise PeerError.
@@ -97,14 +99,15 @@ class PeerServer:
         await self._tasks.cancel_and_wait()
 
     def _connected(self, frames: Frames) -> None:
-        if self._closed or self._strangers >= STRANGERS_MAX:
+        if self._closed or len(self._strangers) >= STRANGERS_MAX:
             frames.abort()
             return
-        self._connections[frames] = None
+        self._connections[frames] = self._strangers[frames] = None
         task = self._tasks.start(self._serve(frames), name="connection")
 
         def lost() -> None:
             self._connections.pop(frames, None)
+            self._strangers.pop(frames, None)
             task.cancel()
 
         frames.on_lost = lost
@@ -127,14 +130,13 @@ class PeerServer:
 
     async def _greeted(self, frames: Frames) -> pb.Hello:
         """Raises PeerError, ValueError, ConnectionError."""
-        self._strangers += 1
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 return decode_hello(await frames.receive())
         except TimeoutError:
             raise PeerError("TIMEOUT", "no hello") from None
         finally:
-            self._strangers -= 1
+            self._strangers.pop(frames, None)
 
     async def _do(self, hello: pb.Hello, frames: Frames) -> None:
         """Raises PeerError, ValueError, ConnectionError."""
@@ -146,13 +148,28 @@ class PeerServer:
                 frames.give_up_unread()
                 await self._calls(hello, frames)
             case pb.PURPOSE_CATCH_UP:
-                self._identity.admit(hello)
-                await self._catch_up(frames)
+                with self._while_alive(self._identity.admit(hello), frames):
+                    await self._catch_up(frames)
             case pb.PURPOSE_SERVICE if self.services is not None:
-                self._identity.admit(hello)
-                await self._serve_service(self.services, frames)
+                with self._while_alive(self._identity.admit(hello), frames):
+                    await self._serve_service(self.services, frames)
             case _:
                 raise PeerError("NOT_FOUND", f"purpose {hello.purpose} is not served here")
+
+    @contextlib.contextmanager
+    def _while_alive(self, peer: Peer, frames: Frames) -> Iterator[None]:
+        """The connection may stand still for long, and says nothing of whether the peer lives: it
+        ends with the peer's stream."""
+        others = self._of_peer.setdefault(peer.node_id, {})
+        others[frames] = None
+        try:
+            yield
+        finally:
+            others.pop(frames, None)
+
+    def _stream_lost(self, node_id: int) -> None:
+        for frames in list(self._of_peer.pop(node_id, ())):
+            frames.abort()
 
     async def _serve_service(self, services: ServicesFunction, frames: Frames) -> None:
         if self._services_now >= SERVICES_MAX:
@@ -172,6 +189,7 @@ class PeerServer:
             older.sink = None
             older.send(refusal(PeerError("CLOSED", "superseded by a newer stream")))
             older.close()
+            self._stream_lost(peer.node_id)
         self._streams[peer.node_id] = frames
         receive = self._receiver.receive
 
@@ -199,6 +217,7 @@ class PeerServer:
         finally:
             if self._streams.get(peer.node_id) is frames:
                 del self._streams[peer.node_id]
+                self._stream_lost(peer.node_id)
 
     # --- calls -----------------------------------------------------------------------------------
 

@@ -328,8 +328,9 @@ class _PeerLink:
                         answer_of(await frames.receive())
                         silent_s = 0.0
             except TimeoutError:
-                taken_before, taken_bytes = taken_bytes, frames.sent_bytes - frames.unsent_bytes
-                is_taking = frames.unsent_bytes > 0 and taken_bytes > taken_before
+                waiting = frames.unsent_bytes + frames.unacknowledged_bytes()
+                taken_before, taken_bytes = taken_bytes, frames.sent_bytes - waiting
+                is_taking = waiting > 0 and taken_bytes > taken_before
                 silent_s = 0.0 if is_taking else silent_s + SIGN_S
             except (ConnectionError, PeerError):
                 return

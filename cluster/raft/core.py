@@ -241,6 +241,12 @@ class RaftCore:
         if self.state.role is Role.LEADER:
             leader.unreachable(self.state, replica_id)
 
+    def not_sent(self, message: AppendEntries) -> None:
+        """The message, which `ready` gave, was not sent; nor were those after it to that replica
+        that have entries."""
+        if self.state.role is Role.LEADER:
+            leader.not_sent(self.state, message)
+
     def step(self, message: Message) -> None:
         state = self.state
         assert message.to == state.replica_id, f"{message} is not for replica {state.replica_id}"

@@ -290,6 +290,7 @@ def on_heartbeat_reply(state: RaftState, message: HeartbeatReply) -> None:
     if progress is None:
         return
     progress.recent_active = True
+    progress.held = False
     progress.quiesced = message.quiesced
     if progress.state is ProgressState.PROBE:
         progress.probe_sent = False
@@ -319,6 +320,13 @@ def unreachable(state: RaftState, replica_id: int) -> None:
     progress = lead.progress.get(replica_id)
     if progress is not None and progress.state is ProgressState.REPLICATE:
         progress.become_probe()
+
+
+def not_sent(state: RaftState, message: AppendEntries) -> None:
+    lead = leadership_of(state)
+    progress = lead.progress.get(message.to)
+    if progress is not None and message.term == state.term:
+        progress.not_sent(message.prev_log_index)
 
 
 def synced(state: RaftState) -> None:

@@ -25,6 +25,7 @@ class Progress:
 
     __slots__ = (
         "acked_round",
+        "held",
         "inflight",
         "inflight_bytes",
         "match_index",
@@ -44,6 +45,7 @@ class Progress:
         self.match_index = match_index
         self.next_index = next_index
         self.probe_sent = False
+        self.held = False  # something did not leave: nothing more until the replica answers
         self.inflight: deque[tuple[int, int]] = deque()  # (last index, data bytes) per message
         self.inflight_bytes = 0
         self.recent_active = False
@@ -58,7 +60,9 @@ class Progress:
         if self.state is ProgressState.PROBE:
             return self.probe_sent
         if self.state is ProgressState.REPLICATE:
-            return len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max
+            return (
+                self.held or len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max
+            )
         return True
 
     def become_probe(self) -> None:
@@ -78,7 +82,7 @@ class Progress:
 
     def _reset(self, state: ProgressState) -> None:
         self.state = state
-        self.probe_sent = False
+        self.probe_sent = self.held = False
         self.inflight.clear()
         self.inflight_bytes = 0
         self.snapshot_index = 0
@@ -106,9 +110,19 @@ class Progress:
         else:
             self.probe_sent = True
 
+    def not_sent(self, prev_index: int) -> None:
+        """The AppendEntries after prev_index, and what came after it, did not leave. (A probe that
+        did not is repeated as one that was lost.)"""
+        if self.state is ProgressState.REPLICATE and prev_index + 1 < self.next_index:
+            self.next_index = prev_index + 1
+            while self.inflight and self.inflight[-1][0] > prev_index:
+                self.inflight_bytes -= self.inflight.pop()[1]
+            self.held = True
+
     def matched(self, index: int) -> bool:
         """The replica has everything up to `index`, durable. True if that is news."""
         news = index > self.match_index
+        self.held = False
         if news:
             self.match_index = index
             self.stalled = False

@@ -171,3 +171,18 @@ async def test_one_task_reads_while_another_one_waits_for_room() -> None:
         frames.abort()
 
     await with_server(story, reluctant)
+
+
+async def test_what_stands_still_for_a_peer_ends_with_its_stream() -> None:
+    async def idle(frames: Frames) -> None:
+        await frames.receive()
+
+    async def story(port: int) -> None:
+        stream = await connected(port, STREAM)
+        assert await told(stream) == "ACCEPTED"
+        service = await connected(port, SERVICE)
+        assert await told(service) == "ACCEPTED"
+        stream.abort()
+        assert await told(service) == "ENDED"
+
+    await with_server(story, idle)
