@@ -343,8 +343,10 @@ MUTANTS = (
     Mutant(
         "floods_a_replica",  # rule R19
         "progress",
-        "return len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max",
-        "return False",
+        """                or len(self.inflight) >= messages_max
+                or self.inflight_bytes >= bytes_max
+""",
+        "",
     ),
     Mutant(
         "sleeps_while_a_replica_is_behind",  # rule R20
