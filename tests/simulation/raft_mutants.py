@@ -343,9 +343,7 @@ MUTANTS = (
     Mutant(
         "floods_a_replica",  # rule R19
         "progress",
-        """                or len(self.inflight) >= messages_max
-                or self.inflight_bytes >= bytes_max
-""",
+        " or len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max",
         "",
     ),
     Mutant(
