@@ -16,21 +16,19 @@ QUIET_S = 0.005
 
 
 class CommitAnnouncer:
-    """One for a host. `stop` before the loop ends."""
+    """One for a host. `stop` when nothing is applied any more."""
 
     def __init__(self) -> None:
         self._unannounced: dict[Group, int] = {}  # and its last index when something was applied
         self._timer: asyncio.TimerHandle | None = None
-        self._stopped = False
 
     def applied(self, group: Group) -> None:
         """This leader applied what was committed."""
         self._unannounced[group] = group.last_index
-        if self._timer is None and not self._stopped:
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(QUIET_S, self._announce)
 
     def stop(self) -> None:
-        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
 

@@ -138,7 +138,6 @@ class Host:
         if self._stopped:
             return
         self._stopped = True
-        self._announcer.stop()
         logger.critical("node stops: %s: %r", what, error, exc_info=error)
         for group in self.groups.values():
             group.stop(error)
@@ -210,8 +209,9 @@ class Host:
 
     def may_lead(self, node_id: int) -> bool:
         """Whether leaderships may be given to the node."""
-        here = node_id == self.node_id
-        return not self._reluctant if here else self.peers.may_lead(node_id)
+        if node_id == self.node_id:
+            return not self._reluctant
+        return self.peers.may_lead(node_id)
 
     def node_alive(self, node_id: int) -> bool:
         return node_id == self.node_id or self.peers.is_alive(node_id)

@@ -21,13 +21,7 @@ from typing import NoReturn
 from google.protobuf.message import DecodeError
 
 from cluster.frames import Frames, address_of
-from cluster.identity import (
-    GOOD,
-    OPEN_METHODS_PREFIX,
-    Identity,
-    decode_hello,
-    refusal,
-)
+from cluster.identity import GOOD, OPEN_METHODS_PREFIX, Identity, decode_hello, refusal
 from cluster.interfaces import CatchUpChunk, Peer, PeerError, Receiver
 from cluster.tasks import FailureReader, TaskGroup
 from cluster.v1 import peer_pb2 as pb
@@ -40,8 +34,6 @@ STRANGERS_MAX = 100  # connections that have not said hello
 SERVICES_MAX = 1_000  # connections for services
 HELLO_TIMEOUT_S = 5.0
 PART_S = 1.0  # for the peer to read the last answer
-
-
 _BACKLOG = 128
 
 ServicesFunction = Callable[[Frames], Awaitable[None]]

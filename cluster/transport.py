@@ -90,18 +90,17 @@ class TcpTransport:
         self, node_id: int, method: str, request: bytes, *, timeout_ms: int, endpoint: str = ""
     ) -> bytes:
         """Raises PeerError. Fails at once when the peer refuses connections."""
-        link = None if endpoint else self._links.get(node_id)
-        if link is None and not endpoint:
-            raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
+        link = None if endpoint else self._link(node_id)
         body = pb.CallRequest(method=method, body=request).SerializeToString()
         told = self.identity.cluster_id
         frames = None if link is None else link.idle_call_connection(told)
         answer = None
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                if frames is None:
-                    frames = await self._open(link or endpoint, node_id, pb.PURPOSE_CALL)
-                    frames.give_up_unread()
+                if link is None:
+                    frames = await self.connect(endpoint, node_id, pb.PURPOSE_CALL)
+                elif frames is None:
+                    frames = await link.connect(pb.PURPOSE_CALL)
                 frames.send(body)
                 answer = await frames.receive()
         except TimeoutError:
@@ -120,10 +119,7 @@ class TcpTransport:
     ) -> AsyncIterator[CatchUpChunk]:
         """Raises PeerError, also midway. Over a connection of its own; read no faster than the
         caller takes chunks. Close it (contextlib.aclosing) when leaving early."""
-        link = self._links.get(node_id)
-        if link is None:
-            raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
-        frames = await self._open(link, node_id, pb.PURPOSE_CATCH_UP)
+        frames = await self._link(node_id).connect(pb.PURPOSE_CATCH_UP)
         frames.queued_bytes_max = CATCH_UP_QUEUE_BYTES_MAX
         try:
             frames.send(encode_catch_up_request(request))
@@ -145,22 +141,7 @@ class TcpTransport:
 
     async def open_service(self, node_id: int) -> Frames:
         """A connection on which the node serves a method: its path comes next. Raises PeerError."""
-        link = self._links.get(node_id)
-        if link is None:
-            raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
-        frames = await self._open(link, node_id, pb.PURPOSE_SERVICE)
-        try:
-            async with asyncio.timeout(ACCEPT_TIMEOUT_S):
-                answer_of(await frames.receive())
-        except TimeoutError:
-            frames.abort()
-            raise PeerError("UNREACHABLE", f"node {node_id} does not answer") from None
-        except ConnectionError as error:
-            raise PeerError("UNREACHABLE", f"node {node_id}: {error}") from None
-        except BaseException:
-            frames.abort()
-            raise
-        return frames
+        return await self._link(node_id).open(pb.PURPOSE_SERVICE)
 
     def trouble(self, node_id: int) -> PeerError | None:
         """Why there is no stream to a known node; None while there is one, or none was tried."""
@@ -175,10 +156,8 @@ class TcpTransport:
         self._links.clear()
         await self.tasks.cancel_and_wait()
 
-    async def _open(self, to: _PeerLink | str, node_id: int, purpose: pb.Purpose) -> Frames:
-        """A connection, to a peer or an endpoint, that has said hello. Raises PeerError
-        UNREACHABLE."""
-        endpoint = to if isinstance(to, str) else to.endpoint
+    async def connect(self, endpoint: str, node_id: int, purpose: pb.Purpose) -> Frames:
+        """A connection that has said hello. Raises PeerError UNREACHABLE."""
         is_stream = purpose == pb.PURPOSE_STREAM
         timeout_s = STREAM_CONNECT_TIMEOUT_S if is_stream else CONNECT_TIMEOUT_S
         try:
@@ -187,11 +166,20 @@ class TcpTransport:
             raise PeerError("UNREACHABLE", f"{endpoint!r} is no address: {error}") from None
         addresses = await self._lookups.addresses(host)
         frames = await connect(addresses, port, timeout_s=timeout_s)
-        if self.closed or (isinstance(to, _PeerLink) and not to.adopt(frames)):
+        if self.closed:
             frames.abort()
-            raise PeerError("UNREACHABLE", f"node {node_id} is not spoken to any more")
+            raise PeerError("UNREACHABLE", "this node is closing")
+        if is_stream or purpose == pb.PURPOSE_CALL:
+            frames.give_up_unread()
         frames.send(self.identity.hello(node_id, purpose))
         return frames
+
+    def _link(self, node_id: int) -> _PeerLink:
+        """Raises PeerError."""
+        link = self._links.get(node_id)
+        if link is None:
+            raise PeerError("UNREACHABLE", f"nobody told where node {node_id} is")
+        return link
 
 
 class _PeerLink:
@@ -207,7 +195,7 @@ class _PeerLink:
         self._transport = transport
         self._stopped = False
         self._frames: Frames | None = None
-        self._open: dict[Frames, None] = {}  # all connections to the peer
+        self._connections: dict[Frames, None] = {}  # all to the peer
         self._idle: dict[Frames, str] = {}  # of calls, and the cluster id that was told
         self._task = transport.tasks.start(self._run(), name=f"link-{node_id}")
 
@@ -230,20 +218,40 @@ class _PeerLink:
         self._task.cancel()
         self._abort_all()
 
-    def adopt(self, frames: Frames) -> bool:
-        """A connection to the peer, to be closed with the others. False if they are closed."""
+    async def connect(self, purpose: pb.Purpose) -> Frames:
+        """A connection that has said hello, closed with the others to the peer. Raises PeerError
+        UNREACHABLE."""
+        frames = await self._transport.connect(self.endpoint, self.node_id, purpose)
         if self._stopped or frames.lost:
-            return False
-        self._open[frames] = None
+            frames.abort()
+            raise PeerError("UNREACHABLE", f"node {self.node_id} is not spoken to any more")
+        self._connections[frames] = None
         frames.on_lost = lambda: self._forget(frames)
-        return True
+        return frames
+
+    async def open(self, purpose: pb.Purpose) -> Frames:
+        """The same when the peer has accepted it. Raises PeerError."""
+        frames = await self.connect(purpose)
+        accepted = False
+        try:
+            async with asyncio.timeout(ACCEPT_TIMEOUT_S):
+                answer_of(await frames.receive())
+            accepted = True
+        except TimeoutError:
+            raise PeerError("UNREACHABLE", f"{self.endpoint} does not answer") from None
+        except ConnectionError as error:
+            raise PeerError("UNREACHABLE", f"{self.endpoint}: {error}") from None
+        finally:
+            if not accepted:
+                frames.abort()
+        return frames
 
     def _forget(self, frames: Frames) -> None:
-        self._open.pop(frames, None)
+        self._connections.pop(frames, None)
         self._idle.pop(frames, None)
 
     def _abort_all(self) -> None:
-        for frames in list(self._open):
+        for frames in list(self._connections):
             frames.abort()
 
     # --- connections of calls --------------------------------------------------------------------
@@ -283,20 +291,11 @@ class _PeerLink:
     async def _stream(self) -> PeerError | None:
         """One stream from its opening to its end. None if it was up, else what kept it down."""
         try:
-            frames = await self._transport._open(self, self.node_id, pb.PURPOSE_STREAM)
+            frames = await self.open(pb.PURPOSE_STREAM)
         except PeerError as error:
             return error
-        frames.give_up_unread()
         try:
-            async with asyncio.timeout(ACCEPT_TIMEOUT_S):
-                answer_of(await frames.receive())
             await self._use(frames)
-        except PeerError as error:
-            return error
-        except TimeoutError:
-            return PeerError("UNREACHABLE", f"{self.endpoint} did not accept the stream")
-        except ConnectionError as error:
-            return PeerError("UNREACHABLE", f"{self.endpoint}: {error}")
         finally:
             frames.abort()
         return None

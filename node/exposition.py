@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 
 from cluster.controller.catalog import Catalog
 from cluster.controller.model import CONTROLLER_GROUP_ID
+from cluster.frames import address_of
 from cluster.group import Group
 from cluster.host import Host
 from node.metrics import Histogram, NodeCounters
@@ -133,14 +134,17 @@ class NodeCollector(Collector):
             yield _gauge("controller_leader", "1 if it is here.", controller.is_leader)
 
     def _topics(self) -> Iterator[Metric]:
-        rows, host = _TopicRows(), self._sources.host
+        rows = _TopicRows()
         for local in self._sources.partitions():
             topic = self._sources.catalog.topic(local.topic)
-            voters = local.group.configuration.voters
-            live = sum(host.node_alive(host.peers.node_of(voter)) for voter in voters)
-            is_short = topic is not None and live < topic.replication_factor
+            is_short = topic is not None and self._live_voters(local) < topic.replication_factor
             rows.add(topic.name if topic else f"#{local.topic}", local, is_short=is_short)
         yield from rows.families()
+
+    def _live_voters(self, local: LocalPartition) -> int:
+        host = self._sources.host
+        voters = local.group.configuration.voters
+        return sum(host.node_alive(host.peers.node_of(voter)) for voter in voters)
 
     def _partitions(self) -> Iterator[Metric]:
         held = list(self._sources.partitions())
@@ -293,9 +297,9 @@ class MetricsServer:
 
     async def start(self, endpoint: str) -> None:
         """`host:port`. Raises OSError when it cannot listen there."""
-        host, _, port = endpoint.rpartition(":")
+        host, port = address_of(endpoint)
         self._server = await asyncio.start_server(
-            self._serve, host.strip("[]") or None, int(port), limit=_REQUEST_BYTES_MAX
+            self._serve, host or None, port, limit=_REQUEST_BYTES_MAX
         )
 
     async def close(self) -> None:

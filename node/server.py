@@ -12,7 +12,6 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -196,7 +195,8 @@ class Node:
         broker.peer_functions = front.peer_functions()
         self._peer_server.services = PeerServices(front.peer_handlers(), status_of=status_of)
         self._serving = Serving(self.counters, calls_max=config.calls_max)
-        server = _new_server(SERVER_OPTIONS, self._serving.generic_handlers(front.handlers()))
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server.add_generic_rpc_handlers(self._serving.generic_handlers(front.handlers()))
         self._health.add_to(server)
         await self._serve(server, config.listen)
         self._tasks.start(watch.run(), name="disk watch")
@@ -345,14 +345,6 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-def _new_server(
-    options: Sequence[tuple[str, int]], handlers: Sequence[grpc.GenericRpcHandler]
-) -> grpc.aio.Server:
-    server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers(handlers)
-    return server
 
 
 def _front_options(config: NodeConfig) -> FrontOptions:

@@ -64,9 +64,7 @@ class PeerChannel:
 
     def _stream(self, method: Method[Q, R], request: Q | None) -> PeerStream[Q, R]:
         frames, self._connected = self._connected, None
-        stream = PeerStream(
-            self._transport, self._node_id, method, request, frames, self._streams.pop
-        )
+        stream = PeerStream(self._transport, self._node_id, method, request, frames, self._ended)
         self._streams[stream] = None
         return stream
 
@@ -74,6 +72,9 @@ class PeerChannel:
         self._disconnect()
         for stream in list(self._streams):
             stream.cancel()
+
+    def _ended(self, stream: PeerStream[Any, Any]) -> None:
+        self._streams.pop(stream, None)
 
     def _disconnect(self) -> None:
         frames, self._connected = self._connected, None
@@ -83,7 +84,7 @@ class PeerChannel:
 
 class PeerStream(Generic[Q, R]):
     """One writer and one reader at a time. Connects when it is first used, if `frames` is None.
-    `ended(self, None)` is called when it is over."""
+    `ended` is told when it is over."""
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class PeerStream(Generic[Q, R]):
         method: Method[Q, R],
         request: Q | None,
         frames: Frames | None,
-        ended: Callable[[PeerStream[Any, Any], None], object],
+        ended: Callable[[PeerStream[Any, Any]], None],
     ) -> None:
         self._transport = transport
         self._node_id = node_id
@@ -167,7 +168,7 @@ class PeerStream(Generic[Q, R]):
             frames.send(_REQUEST, self._method.encode_request(self._request))
 
     def _end(self) -> None:
-        self._ended(self, None)
+        self._ended(self)
         if self._frames is not None:
             self._frames.abort()
 

@@ -9,16 +9,13 @@ import pytest
 
 from tests.simulation.cluster import SimCluster
 from tests.simulation.loop import run_simulation
-from tests.simulation.test_cluster import Writer, first_group
+from tests.simulation.test_cluster import Writer, with_topic
 
 HOP_MS_MAX = 1.0  # of the simulated network
 
 
 async def with_leader(random: Random) -> tuple[SimCluster, int]:
-    cluster = SimCluster(random)
-    await cluster.start()
-    await cluster.create_topic("default/t", partitions=1)
-    group_id = first_group(cluster, "default/t")
+    cluster, group_id = await with_topic(random)
     await cluster.until(lambda: cluster.leader(group_id), "a leader")
     await asyncio.sleep(5.0)
     return cluster, group_id

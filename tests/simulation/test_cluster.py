@@ -55,6 +55,14 @@ def first_group(cluster: SimCluster, topic: str) -> int:
     return row.group_ids[0]
 
 
+async def with_topic(random: Random) -> tuple[SimCluster, int]:
+    """Three nodes and the only group of a topic."""
+    cluster = SimCluster(random)
+    await cluster.start()
+    await cluster.create_topic("default/t", partitions=1)
+    return cluster, first_group(cluster, "default/t")
+
+
 def state_of(local: LocalPartition) -> dict[bytes, bytes]:
     """What the next checkpoint would hold. Ends the story: the machine counts as saved after it."""
     state = dict(local.group.snapshots.segments())

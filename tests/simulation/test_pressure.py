@@ -12,7 +12,13 @@ import pytest
 from tests.simulation.cluster import SimCluster
 from tests.simulation.damage import replica_of
 from tests.simulation.loop import run_simulation
-from tests.simulation.test_cluster import Writer, agreed, check_exactly_once, first_group
+from tests.simulation.test_cluster import (
+    Writer,
+    agreed,
+    check_exactly_once,
+    first_group,
+    with_topic,
+)
 
 
 async def following(cluster: SimCluster, group_id: int) -> int:
@@ -24,10 +30,7 @@ async def following(cluster: SimCluster, group_id: int) -> int:
 
 def test_r19_a_follower_under_pressure_takes_no_entries() -> None:
     async def story(random: Random) -> None:
-        cluster = SimCluster(random)
-        await cluster.start()
-        await cluster.create_topic("default/t", partitions=1)
-        group_id = first_group(cluster, "default/t")
+        cluster, group_id = await with_topic(random)
         writer = Writer(cluster, group_id, 1)
         await writer.write(5)
         await agreed(cluster, group_id)
@@ -50,10 +53,7 @@ def test_r19_a_follower_under_pressure_takes_no_entries() -> None:
 
 def test_r19_nothing_commits_while_two_of_three_are_under_pressure() -> None:
     async def story(random: Random) -> None:
-        cluster = SimCluster(random)
-        await cluster.start()
-        await cluster.create_topic("default/t", partitions=1)
-        group_id = first_group(cluster, "default/t")
+        cluster, group_id = await with_topic(random)
         await Writer(cluster, group_id, 1).write(5)
         for node in cluster.nodes.values():
             node.engine.pressure = 1.0
@@ -108,10 +108,7 @@ def is_level(cluster: SimCluster, group_id: int) -> bool:
 
 def test_r19_a_catch_up_waits_for_the_disk_of_its_reader() -> None:
     async def story(random: Random) -> None:
-        cluster = SimCluster(random)
-        await cluster.start()
-        await cluster.create_topic("default/t", partitions=1)
-        group_id = first_group(cluster, "default/t")
+        cluster, group_id = await with_topic(random)
         await Writer(cluster, group_id, 1).write(5)
         node = cluster.nodes[await following(cluster, group_id)]
         await node.crash()

@@ -14,21 +14,7 @@ from node.partition.commands import Append, Appended
 from node.storage import keys
 from tests.simulation.cluster import SimCluster, SimNode
 from tests.simulation.loop import run_simulation
-from tests.simulation.test_cluster import (
-    Writer,
-    agreed,
-    check_exactly_once,
-    first_group,
-    stored,
-)
-
-
-async def with_topic(random: Random) -> tuple[SimCluster, int]:
-    """Three nodes and the only group of a topic."""
-    cluster = SimCluster(random)
-    await cluster.start()
-    await cluster.create_topic("default/t", partitions=1)
-    return cluster, first_group(cluster, "default/t")
+from tests.simulation.test_cluster import Writer, agreed, check_exactly_once, stored, with_topic
 
 
 @pytest.mark.parametrize("seed", range(5))

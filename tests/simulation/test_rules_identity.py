@@ -12,7 +12,7 @@ from cluster.interfaces import Envelope, Peer
 from cluster.raft.messages import AppendEntriesReply, RequestVote
 from tests.simulation.cluster import SimCluster
 from tests.simulation.loop import run_simulation
-from tests.simulation.test_cluster import Writer, agreed, check_exactly_once, first_group
+from tests.simulation.test_cluster import Writer, agreed, check_exactly_once, with_topic
 
 
 def members_of(cluster: SimCluster) -> list[int]:
@@ -69,10 +69,7 @@ def test_r12_a_node_is_not_heard_as_a_replica_that_is_not_on_it() -> None:
     neither vote nor acknowledge as its former self."""
 
     async def story(random: Random) -> None:
-        cluster = SimCluster(random)
-        await cluster.start()
-        await cluster.create_topic("default/t", partitions=1)
-        group_id = first_group(cluster, "default/t")
+        cluster, group_id = await with_topic(random)
         await cluster.until(lambda: cluster.leader(group_id), "a leader")
         leader = cluster.leader(group_id)
         assert leader is not None
@@ -99,10 +96,7 @@ def test_r12_an_emptied_node_is_added_as_a_new_incarnation() -> None:
     """Dissertation §11.2: a server that lost its disk may not come back under its identity."""
 
     async def story(random: Random) -> None:
-        cluster = SimCluster(random)
-        await cluster.start()
-        await cluster.create_topic("default/t", partitions=1)
-        group_id = first_group(cluster, "default/t")
+        cluster, group_id = await with_topic(random)
         writer = Writer(cluster, group_id, 1)
         await writer.write(20)
         former = {local.group.replica_id for local in cluster.replicas(group_id)}
