@@ -47,6 +47,7 @@ _CLOSE_TIMEOUT_S = 30.0
 
 _BYTES_PER_SYNC = 1 << 20
 _WRITE_BUFFERS_MAX = 8
+_RECYCLED_LOGS_MAX = 2
 _LEVEL_ZERO_FILES_MAX = 60
 _BLOB_AGE_CUTOFF = "blob_garbage_collection_age_cutoff"
 _BLOB_AGE_CUTOFF_EVERYDAY = 0.25
@@ -439,6 +440,8 @@ def _options(settings: EngineSettings) -> rocksdict.Options:
     options.create_if_missing(True)
     # The default mode of the C++ library may change; ours is what `recovered_number` is built on.
     options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.point_in_time())
+    # A log written over an old one keeps its size and blocks: a flush has no metadata to write.
+    options.set_recycle_log_file_num(_RECYCLED_LOGS_MAX)
     options.set_wal_bytes_per_sync(_BYTES_PER_SYNC)
     options.set_bytes_per_sync(_BYTES_PER_SYNC)
     options.set_max_background_jobs(2)
