@@ -211,12 +211,18 @@ async def test_a_cluster_that_is_not_healthy(cluster: LocalCluster) -> None:
     assert "node 2 is dead" in told["problems"]
 
 
-async def test_without_a_majority_nothing_is_stored_and_the_time_given_is_kept(
+async def test_without_a_majority_one_can_read_and_nothing_is_stored_within_the_time_given(
     cluster: LocalCluster, topic: str
 ) -> None:
     assert (await quorumq(cluster, "topic", "create", topic)).code == failures.OK
+    assert (await quorumq(cluster, "produce", topic, given=b"1\n2\n")).code == failures.OK
+    at_node_1 = ("--server", cluster.nodes[1].client_endpoint)  # from its own replica
+    everything = (*at_node_1, "read", topic, "--follow", "--count", "2", "--value")
+    assert (await quorumq(cluster, *everything)).out == "1\n2\n"
     for node_id in (2, 3):
         cluster.kill(node_id)
+    async with asyncio.timeout(20.0):
+        assert (await quorumq(cluster, *everything)).out == "1\n2\n"
     async with asyncio.timeout(20.0):  # opening a producer has 30 s of its own
         ended = await quorumq(cluster, "--timeout", "3", "produce", topic, given=b"a\nb\n")
     # The node may have identities in store: then the records are on their way to a leader.

@@ -72,7 +72,8 @@ class Reader:
     async def start(self) -> Self:
         """Find out where to begin and, without `follow`, where to end. Iterating does it if need
         be. Returns itself. Raises TopicNotFound, PartitionNotFound, OffsetOutOfRange (without
-        `follow`; with it, iterating does), Unavailable."""
+        `follow`; with it, iterating does), Unavailable. "earliest" with `follow` asks no leader:
+        what a replica has is read while there is none."""
         if self._fetcher is not None or self.closed:
             return self
         route = await self._connection.topic(self.topic, timeout_s=self._timeout_s)
@@ -82,7 +83,10 @@ class Reader:
         for partition in [*wanted, *starts]:
             if not 0 <= partition < route.partition_count:
                 raise PartitionNotFound(f"topic {self.topic} has no partition {partition}")
-        begins = await self._offsets(route, {p: starts.get(p, common) for p in wanted})
+        begin_at = {p: starts.get(p, common) for p in wanted}
+        if self._follow:  # from 0 on a node gives what is not trimmed
+            begin_at = {p: 0 if at == "earliest" else at for p, at in begin_at.items()}
+        begins = await self._offsets(route, begin_at)
         ends: dict[int, int] = {}
         if not self._follow:
             ends = await self._offsets(route, dict.fromkeys(wanted, "latest"))
