@@ -34,17 +34,20 @@ class TopicSettings(Protocol):
 
 
 class Duties:
-    """`settings_of(topic number)`: None for a topic that was deleted meanwhile."""
+    """`settings_of(topic number)`: None for a topic that was deleted meanwhile. `is_deleted`: of a
+    subscription, by its identity."""
 
     def __init__(
         self,
         partitions: Partitions,
         *,
         settings_of: Callable[[int], TopicSettings | None],
+        is_deleted: Callable[[str], bool],
         interval_ms: int,
     ) -> None:
         self._partitions = partitions
         self._settings_of = settings_of
+        self._is_deleted = is_deleted
         self._interval_s = interval_ms / 1000
         self.trimmed = 0  # Trim commands proposed here, for metrics
 
@@ -71,6 +74,7 @@ class Duties:
             self.trimmed += trim is not None
             self._propose(local, trim)
         self._propose(local, replica.due_expiry())
+        self._propose(local, replica.due_drop(self._is_deleted))
 
     def _propose(self, local: LocalPartition, command: Command | None) -> None:
         """Nobody waits for it: what came to nothing is due again at the next look."""

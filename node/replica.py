@@ -30,6 +30,7 @@ from node.partition.commands import (
     EXPIRE_PRODUCERS_MAX,
     PRODUCERS_MAX,
     Configure,
+    DropPositions,
     ExpireProducers,
     RecordsAppended,
     Settings,
@@ -103,6 +104,7 @@ class PartitionReplica:
         self._monotonic_base_ms = 0
         self._stamped_wall_ms = 0
         self._expiry_bucket = 0
+        self._positions_bucket = 0
 
     # --- cluster.interfaces.Machine --------------------------------------------------------------
 
@@ -229,6 +231,16 @@ class PartitionReplica:
         if not due:
             return None
         return ExpireProducers(stamp, tuple(due[:EXPIRE_PRODUCERS_MAX]), expiry_ms)
+
+    def due_drop(self, is_deleted: Callable[[str], bool]) -> DropPositions | None:
+        """Positions of deleted subscriptions: what was no place for when they were deleted, or was
+        committed through a node that had not heard of it. Looks at a quarter each time."""
+        positions = self.machine.positions
+        due: list[str] = []
+        for _ in range(_BUCKETS_AT_ONCE):
+            due += filter(is_deleted, positions.ids_in(self._positions_bucket))
+            self._positions_bucket = (self._positions_bucket + 1) % positions.bucket_count
+        return DropPositions(self.stamp(), tuple(due)) if due else None
 
     def due_configure(self, settings: Settings) -> Configure | None:
         """The command that brings the topic's settings here, if they are newer."""

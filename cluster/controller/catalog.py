@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.controller import apply_groups, apply_members, apply_operations, apply_topics
 from cluster.controller import commands as c
+from cluster.controller.model import number_of
 from cluster.controller.tables import Changes, Tables
 
 _Handler = Callable[[Tables, Any], c.Reply]
@@ -58,6 +59,11 @@ class Catalog(Tables):
             assert not isinstance(reply, c.Refused), f"{command} refused, but changed: {reply}"
             self.put_counters(version=self.version + 1)
         return replace(reply, version=self.version)
+
+    def is_deleted(self, subscription_id: str) -> bool:
+        """Of a subscription that was there. What this node has not heard of yet is not deleted."""
+        number = number_of(subscription_id)
+        return 0 < number < self.counters.next_subscription and self.subscription(number) is None
 
     def take_segments(self) -> list[tuple[str, int, list[Any]]]:
         """(table, block, rows) of each segment that changed since the last call; no rows = the

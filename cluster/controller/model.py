@@ -64,6 +64,14 @@ def identity(kind: str, *, cluster_id: str, number: int) -> str:
     return f"{kind}{number:x}-{digest}"
 
 
+def number_of(identity: str) -> int:
+    """The number that `identity` was made of, 0 if it is none."""
+    try:
+        return int(identity[1:].partition("-")[0], 16)
+    except ValueError:
+        return 0
+
+
 class MemberState(IntEnum):
     ACTIVE = 1  # takes part
     DRAINING = 2  # its replicas are being moved away

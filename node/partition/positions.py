@@ -88,6 +88,14 @@ class Positions:
         self.count -= dropped
         return dropped
 
+    def ids_in(self, bucket: int) -> list[str]:
+        """Of the subscriptions in one of `bucket_count` buckets."""
+        return sorted(self._buckets[bucket])
+
+    @property
+    def bucket_count(self) -> int:
+        return _BUCKETS
+
     def freeze(self) -> list[FrozenSegment]:
         frozen: list[FrozenSegment] = []
         for bucket, dirty in enumerate(self._dirty):

@@ -128,8 +128,8 @@ class AdminSubscriptions:
     async def delete_subscription(
         self, request: pb.DeleteSubscriptionRequest, call: Call
     ) -> pb.DeleteSubscriptionResponse:
-        """A partition that does not answer keeps the position: nobody can read it any more, for
-        identities are never given again."""
+        """A partition that does not answer keeps the position for now: nobody can read it any more,
+        for identities are never given again, and its leader drops it (node/duties.py)."""
         deadline = Deadline.of(call)
         subscription_id = request.subscription_id if request.HasField("subscription_id") else None
         topic, row = await self._access.subscription(

@@ -183,6 +183,35 @@ def test_a_deleted_subscription_leaves_nothing_behind() -> None:
     play(story)
 
 
+def test_what_a_subscription_leaves_in_a_partition_without_leader_goes_when_there_is_one() -> None:
+    async def story(cluster: SimCluster) -> None:
+        topic = await create(cluster, 1, "t", partitions=3, replication_factor=1)
+        await subscribe(cluster, 1, "s")
+        kept = (await subscribe(cluster, 1, "kept")).subscription
+        await cluster.nodes[3].crash()
+        await ask(
+            cluster,
+            1,
+            methods.DELETE_SUBSCRIPTION,
+            pb.DeleteSubscriptionRequest(topic="t", name="s"),
+        )
+        cluster.nodes[3].start()
+        row = cluster.brokers()[0].controller.catalog.topic_by_name(topic.name)
+        assert row is not None
+
+        def only_what_is_left(group_id: int) -> bool:
+            leader = cluster.leader(group_id)
+            if leader is None:
+                return False
+            positions = leader.replica.machine.positions
+            assert positions.get(kept.subscription_id) is not None
+            return positions.count == 1
+
+        await cluster.until(lambda: all(map(only_what_is_left, row.group_ids)), "what is left")
+
+    play(story)
+
+
 def test_listing_subscriptions_and_seeing_them_in_their_topic() -> None:
     async def story(cluster: SimCluster) -> None:
         for topic, name in (("b", "s"), ("a", "z"), ("a", "a"), ("a.b", "s")):

@@ -338,6 +338,23 @@ def test_a_subscription_created_again_is_another_one() -> None:
     assert cluster.refused(gone) == c.Reason.SUBSCRIPTION_NOT_FOUND
 
 
+def test_a_deleted_subscription_is_told_from_one_that_is_not_known_yet() -> None:
+    ahead, behind = Cluster(1, 2, 3), Cluster(1, 2, 3)
+    topic = ahead.topic()
+    assert behind.topic() == topic
+    create = c.CreateSubscription(
+        topic_id=topic.topic_id, name="s", kind=m.SubscriptionKind.STREAM, settings=b""
+    )
+    made = ahead.ok(create, c.SubscriptionCreated).subscription_id
+    assert not ahead.catalog.is_deleted(made)
+    assert not behind.catalog.is_deleted(made)
+    ahead.ok(c.DeleteSubscription(subscription_id=made), c.Done)
+    assert ahead.catalog.is_deleted(made)
+    assert not behind.catalog.is_deleted(made)
+    for strange in ("", "s", "another", "s-"):
+        assert not ahead.catalog.is_deleted(strange)
+
+
 # --------------------------------------------------------------------------------------- producers
 
 
