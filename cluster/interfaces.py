@@ -86,6 +86,10 @@ class Engine(EngineReader, Protocol):
         """Give the room of what was deleted in begin <= key < end back to the disk; may take
         minutes. Raises StorageError: nothing is lost then."""
 
+    async def collect_garbage(self, is_due: bool) -> None:
+        """Whether compactions that new data causes are to free room besides: they then write part
+        of what lives again. Raises StorageError: nothing is lost then."""
+
     def stored_bytes(self) -> int:
         """What the engine's files take, with what was deleted and not given back yet."""
 

@@ -50,7 +50,9 @@ _WRITE_BUFFERS_MAX = 8
 _RECYCLED_LOGS_MAX = 2
 _LEVEL_ZERO_FILES_MAX = 60
 _BLOB_AGE_CUTOFF = "blob_garbage_collection_age_cutoff"
-_BLOB_AGE_CUTOFF_EVERYDAY = 0.25
+# The share of the blob files, oldest first, whose live values a compaction writes again, so that
+# the files can go. It asks no file whether it has garbage: so none, as long as there is little.
+_BLOB_AGE_CUTOFF_EVERYDAY, _BLOB_AGE_CUTOFF_COLLECTING = "0.0", "0.25"
 
 # Reasons of the machine, not of the data, for RocksDB not to open: another start may well succeed.
 _ENVIRONMENT_ERRORS = (
@@ -125,6 +127,7 @@ class RocksEngine:
         self._poison: StorageError | None = None
         self._closed = False
         self._compacting = False
+        self._blob_age_cutoff = _BLOB_AGE_CUTOFF_EVERYDAY
         self._waiter: asyncio.Future[None] | None = None
         self._flush_began: float | None = None
         self._pressure = self._pressure_read = 0.0
@@ -274,6 +277,19 @@ class RocksEngine:
             # A compaction that fails loses nothing; if it was the disk, the next write says so.
             raise StorageError(f"compaction failed: {error}") from error
 
+    async def collect_garbage(self, is_due: bool) -> None:
+        """Whether compactions that new data causes are to free room besides."""
+        self._check()
+        cutoff = _BLOB_AGE_CUTOFF_COLLECTING if is_due else _BLOB_AGE_CUTOFF_EVERYDAY
+        if cutoff != self._blob_age_cutoff:
+            self._blob_age_cutoff = cutoff
+            options = {_BLOB_AGE_CUTOFF: cutoff}
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._compactor, self._database.set_options, options)
+            except Exception as error:
+                raise StorageError(f"an option cannot be set: {error}") from error
+
     def stored_bytes(self) -> int:
         """Of the files that are in use, the write-ahead log aside."""
         return self._property("live-sst-files-size") + self._property("live-blob-file-size")
@@ -374,7 +390,7 @@ class RocksEngine:
         options = rocksdict.CompactOptions()
         options.set_bottommost_level_compaction(rocksdict.BottommostLevelCompaction.force())
         options.set_exclusive_manual_compaction(False)  # everyday compactions go on beside it
-        # Everyday compactions move values only out of the oldest blob files; here out of all.
+        # Other compactions move values out of the oldest blob files at most; here out of all.
         database = self._database
         self._compacting = True
         try:
@@ -382,7 +398,7 @@ class RocksEngine:
             database.compact_range(begin, end, options)
         finally:
             self._compacting = False
-            database.set_options({_BLOB_AGE_CUTOFF: str(_BLOB_AGE_CUTOFF_EVERYDAY)})
+            database.set_options({_BLOB_AGE_CUTOFF: self._blob_age_cutoff})
 
 
 def _answer(request: _SyncRequest, failure: StorageError | None) -> None:
@@ -469,7 +485,7 @@ def _options(settings: EngineSettings) -> rocksdict.Options:
     options.set_blob_file_size(settings.blob_file_bytes)
     options.set_blob_compression_type(rocksdict.DBCompressionType.none())
     options.set_enable_blob_gc(True)
-    options.set_blob_gc_age_cutoff(_BLOB_AGE_CUTOFF_EVERYDAY)
+    options.set_blob_gc_age_cutoff(float(_BLOB_AGE_CUTOFF_EVERYDAY))
     options.set_blob_gc_force_threshold(0.5)
     table = rocksdict.BlockBasedOptions()
     table.set_block_cache(rocksdict.Cache(settings.block_cache_bytes))

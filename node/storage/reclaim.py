@@ -1,9 +1,11 @@
 """Gives the room of what was deleted back to the disk (house §4.15).
 
-RocksDB does so by itself as new data pushes old files through its compactions. Where little is
-written any more nothing pushes: 99 % of a partition can be trimmed, or a topic deleted, and the
-disk stays as full as it was. So this task compares what the files take with what the logs hold, and
-compacts the groups that deleted most.
+RocksDB drops a blob file of which nothing lives any more. One that still holds a little goes when
+that is written again elsewhere: by compactions that new data causes, which then write much again
+that has no garbage beside it, or by one of a whole group. Where little is written nothing causes
+any: 99 % of a partition can be trimmed, or a topic deleted, and the disk stays as full as it was.
+So this task compares what the files take with what the logs hold. While that is too much, it lets
+everyday compactions collect, and compacts the groups that deleted most.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class Files(Protocol):
     def stored_bytes(self) -> int: ...
     def disk_free_bytes(self) -> int: ...
     async def compact_range(self, begin: bytes, end: bytes) -> None: ...
+    async def collect_garbage(self, is_due: bool) -> None: ...
 
 
 class Log(Protocol):
@@ -80,7 +83,9 @@ class Reclaimer:
         """Compact where it is most needed; whether there was anything to do."""
         logs = {log.group_id: log for log in self._logs()}
         short = self._files.disk_free_bytes() < self._options.disk_free_bytes_min
-        if not self._is_garbage_due(sum(log.log_bytes for log in logs.values()), short=short):
+        is_due = self._is_garbage_due(sum(log.log_bytes for log in logs.values()), short=short)
+        await self._collect(is_due)
+        if not is_due:
             return False
         deleted = dict(self._buried)
         for group_id, log in logs.items():
@@ -105,6 +110,12 @@ class Reclaimer:
         if short:
             return stored > live_bytes + _WORTH_BYTES
         return stored > live_bytes + live_bytes // 4 + self._options.garbage_bytes_max
+
+    async def _collect(self, is_due: bool) -> None:
+        try:
+            await self._files.collect_garbage(is_due)
+        except StorageError as error:
+            logger.warning("everyday compactions go on as they did: %s", error)
 
     async def _compact(self, begin: bytes, end: bytes) -> None:
         self.compactions += 1

@@ -256,6 +256,9 @@ class MemoryEngine:
     async def compact_range(self, begin: bytes, end: bytes) -> None:
         self._check()
 
+    async def collect_garbage(self, is_due: bool) -> None:
+        self._check()
+
     def stored_bytes(self) -> int:
         return self._used_bytes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -35,6 +37,7 @@ class FakeFiles:
         self.held = held
         self.free = 10 * GIB
         self.compacted: list[int] = []
+        self.is_collecting = False
         self.is_broken = False
 
     def stored_bytes(self) -> int:
@@ -50,6 +53,9 @@ class FakeFiles:
             if begin <= keys.group_bounds(group_id)[0] < end:
                 self.garbage[group_id] = 0
                 self.compacted.append(group_id)
+
+    async def collect_garbage(self, is_due: bool) -> None:
+        self.is_collecting = is_due
 
 
 async def exhaust(reclaimer: Reclaimer) -> None:
@@ -74,6 +80,20 @@ async def test_little_garbage_is_left_to_everyday_compactions() -> None:
     reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
     await exhaust(reclaimer)
     assert files.compacted == []
+    assert not files.is_collecting
+
+
+async def test_everyday_compactions_collect_while_there_is_much_garbage() -> None:
+    logs = [FakeLog(1, held=100 * MIB), FakeLog(2, held=100 * MIB, deleted=90 * MIB)]
+    files = FakeFiles({1: 90 * MIB}, held=200 * MIB)
+    reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
+    reclaimer._compacted_all = True
+    await exhaust(reclaimer)
+    assert files.is_collecting, "no group deleted as much as it holds"
+    assert files.compacted == []
+    files.garbage[1] = 50 * MIB
+    await exhaust(reclaimer)
+    assert not files.is_collecting
 
 
 async def test_a_group_that_holds_much_is_not_written_again_for_little() -> None:
@@ -140,16 +160,20 @@ def body(index: int, size: int) -> bytes:
 async def fill(engine: RocksEngine, log: RaftLog, *, size: int, total: int) -> None:
     for first in range(1, total // size + 1, MIB // size):
         indexes = range(first, min(first + MIB // size, total // size + 1))
-        batch = engine.new_batch()
-        log.append(
-            batch,
-            [
-                Entry.create(index=i, term=1, kind=EntryKind.COMMAND, data=body(i, size))
-                for i in indexes
-            ],
-        )
-        engine.write(batch)
+        append(engine, log, len(indexes), size=size)
         await engine.sync()
+
+
+def append(engine: RocksEngine, log: RaftLog, count: int, *, size: int) -> None:
+    batch, first = engine.new_batch(), log.last_index + 1
+    log.append(
+        batch,
+        [
+            Entry.create(index=i, term=1, kind=EntryKind.COMMAND, data=body(i, size))
+            for i in range(first, first + count)
+        ],
+    )
+    engine.write(batch)
 
 
 @pytest.mark.parametrize("size", [1 << 10, 16 << 10])
@@ -178,3 +202,62 @@ async def test_trimmed_and_deleted_logs_leave_the_disk(engine: RocksEngine, size
     assert entry is not None
     assert entry.data == body(last, size)
     assert trimmed.entry(last - 21) is None
+
+
+async def settled(engine: RocksEngine) -> None:
+    """No flush or compaction is under way or due."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 30.0
+    names = ("num-running-flushes", "mem-table-flush-pending")
+    names += ("num-running-compactions", "compaction-pending")
+    while any(map(engine._property, names)):
+        assert loop.time() < deadline, "compactions do not end"
+        await asyncio.sleep(0.01)
+
+
+def blob_bytes_written(folder: Path) -> int:
+    """By flushes and compactions so far, as RocksDB's own log tells."""
+    events = [
+        json.loads(line[line.index("{") :])
+        for line in (folder / "engine" / "LOG").read_text().splitlines()
+        if '"event": "blob_file_creation"' in line
+    ]
+    return sum(event["total_blob_bytes"] for event in events)
+
+
+async def test_what_lives_is_not_written_again_while_there_is_little_garbage(
+    engine: RocksEngine, tmp_path: Path
+) -> None:
+    """However much is stored: a store of 1 TB can not be written again for every 64 MB."""
+    log = RaftLog(engine, 1)
+    reclaimer = Reclaimer(engine, logs=lambda: [log], options=OPTIONS)
+    await fill(engine, log, size=64 << 10, total=120 * MIB)
+    assert not await reclaimer.look()
+    await settled(engine)
+    written = blob_bytes_written(tmp_path)
+    assert 100 * MIB < written < 125 * MIB
+
+
+async def test_garbage_among_what_lives_goes_as_new_data_comes(engine: RocksEngine) -> None:
+    """Every blob file has values of both logs: none goes by itself."""
+    short, long = RaftLog(engine, 1), RaftLog(engine, 2)
+    for _ in range(40):
+        append(engine, short, 12, size=64 << 10)
+        append(engine, long, 4, size=64 << 10)
+        await engine.sync()
+    batch = engine.new_batch()
+    last = short.last_index
+    short.compact(batch, last)
+    short.delete_history(batch, last)
+    engine.write(batch)
+    short.deleted_bytes = 0  # as if a compaction of its own had not helped
+    reclaimer = Reclaimer(engine, logs=lambda: [short, long], options=OPTIONS)
+    reclaimer._compacted_all = True
+    await exhaust(reclaimer)
+    assert engine.stored_bytes() > long.log_bytes + 20 * MIB
+    while engine.stored_bytes() > long.log_bytes * 5 // 4 + OPTIONS.garbage_bytes_max:
+        assert long.log_bytes < 70 * MIB, "30 MiB of garbage stay"
+        append(engine, long, 16, size=64 << 10)
+        await engine.sync()
+        await settled(engine)
+        await exhaust(reclaimer)
