@@ -93,6 +93,9 @@ class Engine(EngineReader, Protocol):
     def stored_bytes(self) -> int:
         """What the engine's files take, with what was deleted and not given back yet."""
 
+    def garbage_bytes(self) -> int:
+        """What of that is known to be of no use any more."""
+
     def disk_free_bytes(self) -> int:
         """Room left on the disk. Raises StorageError."""
 

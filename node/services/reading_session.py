@@ -134,14 +134,16 @@ class ReadSession:
         if not self._is_forwarded and (
             not self._request.follow
             or start in ("latest", "time_ms")
-            or (start == "offset" and not self._is_here(cursor))
+            or (start == "offset" and not self._is_within(cursor))
         ):
             self._tasks.start(self._ask_where(cursor, wanted), name=f"begin {cursor.partition}")
         else:
             self._unplaced.append(cursor)
 
-    def _is_here(self, cursor: Cursor) -> bool:
-        """Its start was applied here, so it is no offset beyond the end."""
+    def _is_within(self, cursor: Cursor) -> bool:
+        """Its start was applied here, or anywhere, so it is no offset beyond the end."""
+        if not cursor.next_offset:
+            return True
         local = self._places.local(cursor.group_id)
         return local is not None and local.replica.machine.next_offset >= cursor.next_offset
 

@@ -282,17 +282,21 @@ class RocksEngine:
         self._check()
         cutoff = _BLOB_AGE_CUTOFF_COLLECTING if is_due else _BLOB_AGE_CUTOFF_EVERYDAY
         if cutoff != self._blob_age_cutoff:
-            self._blob_age_cutoff = cutoff
             options = {_BLOB_AGE_CUTOFF: cutoff}
             loop = asyncio.get_running_loop()
             try:
                 await loop.run_in_executor(self._compactor, self._database.set_options, options)
             except Exception as error:
                 raise StorageError(f"an option cannot be set: {error}") from error
+            self._blob_age_cutoff = cutoff
 
     def stored_bytes(self) -> int:
         """Of the files that are in use, the write-ahead log aside."""
         return self._property("live-sst-files-size") + self._property("live-blob-file-size")
+
+    def garbage_bytes(self) -> int:
+        """What compactions have found in blob files that does not live any more."""
+        return self._property("live-blob-file-garbage-size")
 
     def disk_free_bytes(self) -> int:
         """Room left for us on the file system. Raises StorageError."""

@@ -28,6 +28,7 @@ class Files(Protocol):
     """What is asked of the engine."""
 
     def stored_bytes(self) -> int: ...
+    def garbage_bytes(self) -> int: ...
     def disk_free_bytes(self) -> int: ...
     async def compact_range(self, begin: bytes, end: bytes) -> None: ...
     async def collect_garbage(self, is_due: bool) -> None: ...
@@ -106,10 +107,13 @@ class Reclaimer:
         return True
 
     def _is_garbage_due(self, live_bytes: int, *, short: bool) -> bool:
-        stored = self._files.stored_bytes()
+        """By what the logs hold; where that is much smaller in files, by what these know."""
+        stored, known = self._files.stored_bytes(), self._files.garbage_bytes()
+        garbage = max(stored - live_bytes, known)
         if short:
-            return stored > live_bytes + _WORTH_BYTES
-        return stored > live_bytes + live_bytes // 4 + self._options.garbage_bytes_max
+            return garbage > _WORTH_BYTES
+        live_bytes = min(live_bytes, stored - known)
+        return garbage > live_bytes // 4 + self._options.garbage_bytes_max
 
     async def _collect(self, is_due: bool) -> None:
         try:

@@ -262,6 +262,9 @@ class MemoryEngine:
     def stored_bytes(self) -> int:
         return self._used_bytes
 
+    def garbage_bytes(self) -> int:
+        return 0
+
     def disk_free_bytes(self) -> int:
         return max(0, self._disk_bytes - self._used_bytes)
 

@@ -167,6 +167,24 @@ def test_an_isolated_node_gives_its_readers_to_the_others() -> None:
     play(story)
 
 
+def test_without_a_leader_what_is_left_is_read_from_the_first_offset_through_any_node() -> None:
+    async def story(cluster: SimCluster) -> None:
+        await store_values(cluster, 30)
+        await asyncio.sleep(1.0)
+        for node_id in (1, 2):
+            await cluster.nodes[node_id].crash()
+        for node_id in (3, 4, 5):  # of which one has a replica
+            wanted = [at(0, offset=0)]
+            stream = open_read(cluster, node_id, partitions=wanted, follow=True)
+            got: list[bytes] = []
+            while len(got) < 30:
+                got += records_of(await next_of(stream, "delivery"))
+            stream.cancel()
+            assert got == [b"%d" % number for number in range(30)]
+
+    play(story, nodes=5)
+
+
 def test_a_reader_that_stands_still_holds_nothing_up_and_little_in_memory() -> None:
     async def story(cluster: SimCluster) -> None:
         slow = open_read(cluster, 2, follow=True)

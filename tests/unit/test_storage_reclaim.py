@@ -38,10 +38,14 @@ class FakeFiles:
         self.free = 10 * GIB
         self.compacted: list[int] = []
         self.is_collecting = False
+        self.packed = 0  # so much less is in the files than in the logs
         self.is_broken = False
 
     def stored_bytes(self) -> int:
-        return self.held + sum(self.garbage.values())
+        return self.held - self.packed + sum(self.garbage.values())
+
+    def garbage_bytes(self) -> int:
+        return sum(self.garbage.values())
 
     def disk_free_bytes(self) -> int:
         return self.free
@@ -94,6 +98,15 @@ async def test_everyday_compactions_collect_while_there_is_much_garbage() -> Non
     files.garbage[1] = 50 * MIB
     await exhaust(reclaimer)
     assert not files.is_collecting
+
+
+async def test_garbage_is_found_where_the_files_are_smaller_than_the_logs() -> None:
+    logs = [FakeLog(1, held=500 * MIB), FakeLog(2, held=MIB, deleted=90 * MIB)]
+    files = FakeFiles({2: 90 * MIB}, held=501 * MIB)
+    files.packed = 400 * MIB
+    reclaimer = Reclaimer(files, logs=lambda: logs, options=OPTIONS)
+    await exhaust(reclaimer)
+    assert files.compacted == [2]
 
 
 async def test_a_group_that_holds_much_is_not_written_again_for_little() -> None:

@@ -73,7 +73,7 @@ class Reader:
         """Find out where to begin and, without `follow`, where to end. Iterating does it if need
         be. Returns itself. Raises TopicNotFound, PartitionNotFound, OffsetOutOfRange (without
         `follow`; with it, iterating does), Unavailable. "earliest" with `follow` asks no leader:
-        what a replica has is read while there is none."""
+        what a replica has is read while there is none, and positions are 0 until then."""
         if self._fetcher is not None or self.closed:
             return self
         route = await self._connection.topic(self.topic, timeout_s=self._timeout_s)
