@@ -49,9 +49,9 @@ _BYTES_PER_SYNC = 1 << 20
 _WRITE_BUFFERS_MAX = 8
 _RECYCLED_LOGS_MAX = 2
 _LEVEL_ZERO_FILES_MAX = 60
-_BLOB_AGE_CUTOFF = "blob_garbage_collection_age_cutoff"
 # The share of the blob files, oldest first, whose live values a compaction writes again, so that
 # the files can go. It asks no file whether it has garbage: so none, as long as there is little.
+_BLOB_AGE_CUTOFF = "blob_garbage_collection_age_cutoff"
 _BLOB_AGE_CUTOFF_EVERYDAY, _BLOB_AGE_CUTOFF_COLLECTING = "0.0", "0.25"
 
 # Reasons of the machine, not of the data, for RocksDB not to open: another start may well succeed.
@@ -279,23 +279,22 @@ class RocksEngine:
 
     async def collect_garbage(self, is_due: bool) -> None:
         """Whether compactions that new data causes are to free room besides."""
-        self._check()
         cutoff = _BLOB_AGE_CUTOFF_COLLECTING if is_due else _BLOB_AGE_CUTOFF_EVERYDAY
-        if cutoff != self._blob_age_cutoff:
-            options = {_BLOB_AGE_CUTOFF: cutoff}
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(self._compactor, self._database.set_options, options)
-            except Exception as error:
-                raise StorageError(f"an option cannot be set: {error}") from error
-            self._blob_age_cutoff = cutoff
+        if cutoff == self._blob_age_cutoff:
+            return
+        options, loop = {_BLOB_AGE_CUTOFF: cutoff}, asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._compactor, self._database.set_options, options)
+        except Exception as error:
+            raise StorageError(f"an option cannot be set: {error}") from error
+        self._blob_age_cutoff = cutoff
 
     def stored_bytes(self) -> int:
         """Of the files that are in use, the write-ahead log aside."""
         return self._property("live-sst-files-size") + self._property("live-blob-file-size")
 
     def garbage_bytes(self) -> int:
-        """What compactions have found in blob files that does not live any more."""
+        """As far as compactions have found it."""
         return self._property("live-blob-file-garbage-size")
 
     def disk_free_bytes(self) -> int:
