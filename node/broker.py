@@ -172,7 +172,7 @@ class Broker:
         self.duties = Duties(
             self.partitions,
             settings_of=lambda topic: settings_of_number(machine.catalog, topic),
-            is_deleted=lambda subscription: machine.catalog.is_deleted(subscription),
+            is_deleted=machine.catalog.is_deleted,
             interval_ms=options.retention_interval_ms,
         )
         propose = self.controller.propose

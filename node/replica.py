@@ -103,8 +103,8 @@ class PartitionReplica:
         self._log_time_base_ms = 0
         self._monotonic_base_ms = 0
         self._stamped_wall_ms = 0
-        self._expiry_bucket = 0
-        self._positions_bucket = 0
+        self._expiry_round = _Round()
+        self._drop_round = _Round()
 
     # --- cluster.interfaces.Machine --------------------------------------------------------------
 
@@ -225,9 +225,8 @@ class PartitionReplica:
         if producers.count > _PRESSED_COUNT:
             expiry_ms = min(expiry_ms, _PRESSED_EXPIRY_MS)
         due: list[int] = []
-        for _ in range(_BUCKETS_AT_ONCE):
-            due += producers.idle_in(self._expiry_bucket, stamp.log_time_ms - expiry_ms)
-            self._expiry_bucket = (self._expiry_bucket + 1) % producers.bucket_count
+        for bucket in self._expiry_round.next(producers.bucket_count):
+            due += producers.idle_in(bucket, stamp.log_time_ms - expiry_ms)
         if not due:
             return None
         return ExpireProducers(stamp, tuple(due[:EXPIRE_PRODUCERS_MAX]), expiry_ms)
@@ -237,9 +236,8 @@ class PartitionReplica:
         committed through a node that had not heard of it. Looks at a quarter each time."""
         positions = self.machine.positions
         due: list[str] = []
-        for _ in range(_BUCKETS_AT_ONCE):
-            due += filter(is_deleted, positions.ids_in(self._positions_bucket))
-            self._positions_bucket = (self._positions_bucket + 1) % positions.bucket_count
+        for bucket in self._drop_round.next(positions.bucket_count):
+            due += filter(is_deleted, positions.ids_in(bucket))
         return DropPositions(self.stamp(), tuple(due)) if due else None
 
     def due_configure(self, settings: Settings) -> Configure | None:
@@ -378,6 +376,17 @@ def _row(appended: RecordsAppended) -> RecordRow:
         _ROW_HEAD.pack(appended.start_bytes, appended.batch_bytes, appended.features)
         + appended.columns,
     )
+
+
+class _Round:
+    """The buckets of a table, some at each look, again and again."""
+
+    def __init__(self) -> None:
+        self._at = 0
+
+    def next(self, bucket_count: int) -> list[int]:
+        begin, self._at = self._at, (self._at + _BUCKETS_AT_ONCE) % bucket_count
+        return [(begin + number) % bucket_count for number in range(_BUCKETS_AT_ONCE)]
 
 
 class _Frozen:

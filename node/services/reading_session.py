@@ -141,7 +141,7 @@ class ReadSession:
             self._unplaced.append(cursor)
 
     def _is_within(self, cursor: Cursor) -> bool:
-        """Its start was applied here, or anywhere, so it is no offset beyond the end."""
+        """Its start is known here to be no offset beyond the end: 0, or one that was applied."""
         if not cursor.next_offset:
             return True
         local = self._places.local(cursor.group_id)

@@ -47,7 +47,6 @@ _CLOSE_TIMEOUT_S = 30.0
 
 _BYTES_PER_SYNC = 1 << 20
 _WRITE_BUFFERS_MAX = 8
-_RECYCLED_LOGS_MAX = 2
 _LEVEL_ZERO_FILES_MAX = 60
 # The share of the blob files, oldest first, whose live values a compaction writes again, so that
 # the files can go. It asks no file whether it has garbage: so none, as long as there is little.
@@ -270,24 +269,21 @@ class RocksEngine:
         """Give the room of what was deleted in begin <= key < end back to the disk, values in blob
         files included. Runs in a thread of its own, one at a time; may take minutes."""
         self._check()
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._compactor, self._compact, begin, end)
-        except Exception as error:
-            # A compaction that fails loses nothing; if it was the disk, the next write says so.
-            raise StorageError(f"compaction failed: {error}") from error
+        await self._in_compactor("compaction", self._compact, begin, end)
 
     async def collect_garbage(self, is_due: bool) -> None:
         """Whether compactions that new data causes are to free room besides."""
         cutoff = _BLOB_AGE_CUTOFF_COLLECTING if is_due else _BLOB_AGE_CUTOFF_EVERYDAY
-        if cutoff == self._blob_age_cutoff:
-            return
-        options, loop = {_BLOB_AGE_CUTOFF: cutoff}, asyncio.get_running_loop()
+        if cutoff != self._blob_age_cutoff:
+            await self._in_compactor("setting an option", self._set_blob_age_cutoff, cutoff)
+
+    async def _in_compactor(self, what: str, act: Callable[..., None], *arguments: object) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._compactor, self._database.set_options, options)
+            await loop.run_in_executor(self._compactor, act, *arguments)
         except Exception as error:
-            raise StorageError(f"an option cannot be set: {error}") from error
-        self._blob_age_cutoff = cutoff
+            # Nothing is lost by it; if it was the disk, the next write says so.
+            raise StorageError(f"{what} failed: {error}") from error
 
     def stored_bytes(self) -> int:
         """Of the files that are in use, the write-ahead log aside."""
@@ -394,14 +390,18 @@ class RocksEngine:
         options.set_bottommost_level_compaction(rocksdict.BottommostLevelCompaction.force())
         options.set_exclusive_manual_compaction(False)  # everyday compactions go on beside it
         # Other compactions move values out of the oldest blob files at most; here out of all.
-        database = self._database
+        cutoff = self._blob_age_cutoff
         self._compacting = True
         try:
-            database.set_options({_BLOB_AGE_CUTOFF: "1.0"})
-            database.compact_range(begin, end, options)
+            self._set_blob_age_cutoff("1.0")
+            self._database.compact_range(begin, end, options)
         finally:
             self._compacting = False
-            database.set_options({_BLOB_AGE_CUTOFF: self._blob_age_cutoff})
+            self._set_blob_age_cutoff(cutoff)
+
+    def _set_blob_age_cutoff(self, cutoff: str) -> None:
+        self._database.set_options({_BLOB_AGE_CUTOFF: cutoff})
+        self._blob_age_cutoff = cutoff
 
 
 def _answer(request: _SyncRequest, failure: StorageError | None) -> None:
@@ -460,7 +460,7 @@ def _options(settings: EngineSettings) -> rocksdict.Options:
     # The default mode of the C++ library may change; ours is what `recovered_number` is built on.
     options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.point_in_time())
     # A log written over an old one keeps its size and blocks: a flush has no metadata to write.
-    options.set_recycle_log_file_num(_RECYCLED_LOGS_MAX)
+    options.set_recycle_log_file_num(2)
     options.set_wal_bytes_per_sync(_BYTES_PER_SYNC)
     options.set_bytes_per_sync(_BYTES_PER_SYNC)
     options.set_max_background_jobs(2)
