@@ -24,6 +24,7 @@ import uvloop
 
 from bench.cluster import ClusterFailed
 from bench.lines import short, table
+from bench.machine import NoYardstick
 from bench.profiler import NoProfiler, Profiler
 from bench.run import Options, measure
 from bench.targets import SCENARIOS
@@ -147,7 +148,7 @@ def _report(
     interrupted = False  # an except* block cannot exit
     try:
         line = uvloop.run(measure(scenario, options, profiler=profiler))
-    except* (ClusterFailed, NoProfiler, QuorumqError, grpc.aio.AioRpcError) as group:
+    except* (ClusterFailed, NoProfiler, NoYardstick, QuorumqError, grpc.aio.AioRpcError) as group:
         failed = _first(group)
     except* KeyboardInterrupt:
         interrupted = True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cluster import Cluster, ExternalCluster, LaunchedCluster
+from bench.machine import yardstick
 from bench.profiler import Profiler
 from bench.setup import Result, Setup
 from bench.targets import SCENARIOS, judge
@@ -40,9 +41,10 @@ class Options:
 async def measure(
     scenario: str, options: Options, *, profiler: Profiler | None = None
 ) -> dict[str, Any]:
-    """The line of a scenario of bench/targets.py. Raises ClusterFailed, NoProfiler, QuorumqError
-    and AioRpcError, each maybe in an ExceptionGroup."""
-    load_before = os.getloadavg()[0]
+    """The line of a scenario of bench/targets.py. Raises ClusterFailed, NoProfiler, NoYardstick,
+    QuorumqError and AioRpcError, each maybe in an ExceptionGroup."""
+    machine = {"cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
+    machine |= await yardstick()
     module = importlib.import_module(f"bench.scenarios.{scenario.replace('-', '_')}")
     async with options.cluster() as cluster:
         setup = Setup(
@@ -55,14 +57,15 @@ async def measure(
             profiler=profiler,
         )
         result: Result = await module.run(setup)
-    return _line(scenario, options, result, load_before)
+    return _line(scenario, options, result, machine)
 
 
-def _line(scenario: str, options: Options, result: Result, load_before: float) -> dict[str, Any]:
+def _line(
+    scenario: str, options: Options, result: Result, machine: dict[str, Any]
+) -> dict[str, Any]:
     figures = dict(result.figures)
     if figures.get("records_per_s") and len(figures.get("processes", ())) > 1:
         figures["cpu_ms_per_record"] = _cpu_ms_per_record(figures)
-    machine = {"cores": os.cpu_count(), "load_before": round(load_before, 2)}
     if "others_cpu_percent" in figures:
         machine["others_cpu_percent"] = figures.pop("others_cpu_percent")
     return {
