@@ -116,7 +116,8 @@ class Group:
     @property
     def is_leader(self) -> bool:
         """Leads, and has applied the first entry of its term: knows everything committed before."""
-        return self._told_leader_term == self.core.term and self.core.role is Role.LEADER
+        state = self.core.state
+        return state.role is Role.LEADER and self._told_leader_term == state.term
 
     @property
     def configuration(self) -> Configuration:
@@ -217,8 +218,8 @@ class Group:
                 )
         if self._reads:
             self._answer_reads()
-        messages = ready.messages
-        if ready.must_sync:
+        messages, must_sync = ready.messages, ready.must_sync
+        if must_sync:
             self._unsynced.append(ready)
         elif ready.after_sync:
             if self._unsynced:
@@ -226,7 +227,7 @@ class Group:
             else:
                 messages = messages + self._deliver_to_self(ready.after_sync)
         self._follow_leadership()
-        return messages, ready.must_sync, ready.install
+        return messages, must_sync, ready.install
 
     def synced(self) -> list[Message]:
         """All batches written so far are on disk. Returns the messages that waited for it."""
@@ -293,16 +294,18 @@ class Group:
 
     def _follow_leadership(self) -> None:
         core = self.core
-        leads = core.role is Role.LEADER and core.log.applied_index >= core.leads_since_index
-        if leads and self._told_leader_term != core.term:
+        if core.role is not Role.LEADER:
+            if self._told_leader_term:
+                self._told_leader_term = 0
+                self.machine.leadership_changed(term=core.term, is_leader=False)
+        elif (
+            self._told_leader_term != core.term and core.log.applied_index >= core.leads_since_index
+        ):
             self._told_leader_term = core.term
             logger.info(
                 "group %d: replica %d leads in term %d", self.group_id, core.replica_id, core.term
             )
             self.machine.leadership_changed(term=core.term, is_leader=True)
-        elif self._told_leader_term and core.role is not Role.LEADER:
-            self._told_leader_term = 0
-            self.machine.leadership_changed(term=core.term, is_leader=False)
 
     # --- checkpoints -----------------------------------------------------------------------------
 

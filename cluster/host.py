@@ -314,16 +314,17 @@ class Host:
     def _apply(self, group: Group, batch: WriteBatch, must_sync: bool) -> bool:
         """Whether something was applied. A follower's flush comes first, since the leader waits for
         it, and nobody for what a follower applies: that is done during the flush or after it."""
-        applied = group.core.has_committed and (group.is_leader or not must_sync)
+        applied = group.core.has_committed and (not must_sync or group.is_leader)
         if applied:
             group.apply(batch)
             self._checkpointer.consider(group)
             if group.is_leader:
                 self._announcer.applied(group)
         self._observe(group)
-        if self._flushing or group.core.has_committed:
+        has_more = group.core.has_committed
+        if has_more or self._flushing:
             self._wanted[group.group_id] = group
-        if applied and group.core.has_committed:
+        if has_more and applied:
             self._schedule_turn()
         return applied
 
@@ -451,11 +452,11 @@ class Host:
     def receive(self, peer: Peer, envelope: Envelope) -> None:
         if self._stopped:
             return
-        if self.peers.heard(peer, envelope.beat, wall_ms=self.clock.wall_ms()):
+        wall_ms = self.clock.wall_ms() if envelope.beat is not None else 0
+        if self.peers.heard(peer, envelope.beat, wall_ms=wall_ms):
             self._wake_groups_on(peer.node_id)
-        takes_entries = self.engine.pressure < 1.0
         for group_id, message in envelope.messages:
-            if not takes_entries and isinstance(message, AppendEntries) and message.entries:
+            if type(message) is AppendEntries and message.entries and self.engine.pressure >= 1.0:
                 continue  # the disk is behind: as if it were lost, and sent again (rule R19)
             group = self.groups.get(group_id)
             if group is None or group.failure is not None or message.to != group.replica_id:

@@ -71,7 +71,9 @@ class Peers:
 
     def heard(self, peer: Peer, beat: NodeBeat | None, *, wall_ms: int) -> bool:
         """True if this is a new run of the node, or its return after a silence."""
-        state = self._nodes.setdefault(peer.node_id, PeerState())
+        state = self._nodes.get(peer.node_id)
+        if state is None:
+            state = self._nodes[peer.node_id] = PeerState()
         news = not state.alive or state.boot_id != peer.boot_id
         if state.boot_id != peer.boot_id:
             state.leads_known, state.leads_version_sent = False, -1
@@ -215,7 +217,10 @@ class Peers:
         return not self._nodes[node_id].leads_known
 
     def leads_unsent(self) -> bool:
-        return any(s.leads_version_sent != self._leads_version for s in self._nodes.values())
+        for state in self._nodes.values():  # asked every turn: no generator for two nodes
+            if state.leads_version_sent != self._leads_version:
+                return True
+        return False
 
     def resend_leads(self, node_id: int) -> None:
         if node_id in self._nodes:

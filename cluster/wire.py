@@ -114,6 +114,8 @@ def encode_envelope(envelope: Envelope) -> bytes:
 def encode_envelopes(envelope: Envelope) -> list[bytes]:
     """As several StreamRequests if the entries in it are many: the first are acted on while the
     others are still on their way. Order is kept; a single message stays whole."""
+    if len(envelope.messages) <= 1:
+        return [encode_envelope(envelope)]
     pieces: list[bytes] = []
     beat, piece, size = envelope.beat, list[tuple[int, Message]](), 0
     for group_id, message in envelope.messages:
@@ -131,7 +133,7 @@ def data_bytes(message: Message) -> int:
     """Of the entries that it carries."""
     if type(message) is not AppendEntries:
         return 0
-    return sum(len(entry.data) for entry in message.entries)
+    return sum([len(entry.data) for entry in message.entries])
 
 
 def decode_stream_request(data: bytes) -> list[Envelope]:
@@ -262,6 +264,8 @@ def _put_message(parts: list[bytes], group_id: int, message: Message) -> None:
 def _varint(number: int) -> bytes:
     if number < 0x80:
         return _SMALL_VARINTS[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)

@@ -16,7 +16,7 @@ The core has no clock, no IO and no randomness of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cluster.raft import candidate, follower, leader
 from cluster.raft.configuration import Configuration
@@ -51,13 +51,13 @@ class Ready:
 
     number: int
     term: int
-    entries: list[Entry] = field(default_factory=list)
-    hard_state: HardState | None = None
-    messages: list[Message] = field(default_factory=list)
-    after_sync: list[Message] = field(default_factory=list)
-    reads: list[tuple[object, int]] = field(default_factory=list)
-    failed_reads: list[object] = field(default_factory=list)
-    install: InstallSnapshot | None = None
+    entries: list[Entry]
+    hard_state: HardState | None
+    messages: list[Message]
+    after_sync: list[Message]
+    reads: list[tuple[object, int]]
+    failed_reads: list[object]
+    install: InstallSnapshot | None
 
     @property
     def must_sync(self) -> bool:
@@ -333,20 +333,27 @@ class RaftCore:
         core."""
         state, log = self.state, self.state.log
         self._number += 1
-        ready = Ready(self._number, state.term)
-        if state.leadership is not None:
-            ready.reads = leader.collect(state)
+        reads = leader.collect(state) if state.leadership is not None else []
+        hard_state = install = None
         hard = (state.term, state.voted_for)
         if hard != self._handed_hard_state or log.unstable:
             # With entries the commit index rides along for free: it spares replay after a restart.
-            ready.hard_state = HardState(state.term, state.voted_for, log.commit_index)
+            hard_state = HardState(state.term, state.voted_for, log.commit_index)
             self._handed_hard_state = hard
-        ready.entries = log.hand_over(self._number)
-        ready.messages, state.outbox = state.outbox, []
-        ready.after_sync, state.after_sync = state.after_sync, []
-        ready.failed_reads, state.failed_reads = state.failed_reads, []
         if state.install is not self._handed_install:
-            ready.install = self._handed_install = state.install
+            install = self._handed_install = state.install
+        ready = Ready(
+            self._number,
+            state.term,
+            log.hand_over(self._number),
+            hard_state,
+            state.outbox,
+            state.after_sync,
+            reads,
+            state.failed_reads,
+            install,
+        )
+        state.outbox, state.after_sync, state.failed_reads = [], [], []
         return ready
 
     def take_committed(self) -> list[Entry]:
@@ -398,8 +405,8 @@ class RaftCore:
     @property
     def has_committed(self) -> bool:
         """Would `take_committed` find something?"""
-        log = self.state.log
-        return min(log.commit_index, log.durable_index) > self._handed_committed
+        log, handed = self.state.log, self._handed_committed
+        return log.commit_index > handed and log.durable_index > handed
 
     def snapshot_refused(self) -> None:
         """The checkpoint is not needed any more, or can not be had from that sender."""

@@ -1,6 +1,6 @@
 """What the leader of a term does: replicate, commit, confirm reads, change members, hand over.
 
-Replication is lazy: nothing is sent when something is proposed; `build_appends` sends what each
+Replication is lazy: nothing is sent when something is proposed; `collect` sends what each
 replica lacks when the host collects a turn, so that all proposals of the turn share one message.
 """
 
@@ -173,13 +173,13 @@ def transfer_leadership(state: RaftState, target: int) -> None:
     lead.transferee = target
     lead.transfer_elapsed = 0
     lead.idle_ticks = 0
-    _maybe_hand_over(state, target)
+    _maybe_hand_over(state, lead)
 
 
-def _maybe_hand_over(state: RaftState, sender: int) -> None:
-    lead = leadership_of(state)
-    if lead.transferee == sender and lead.progress[sender].match_index == state.log.last_index:
-        state.outbox.append(TimeoutNow(state.replica_id, sender, state.term))
+def _maybe_hand_over(state: RaftState, lead: Leadership) -> None:
+    """To the transferee, once it has the whole log."""
+    if lead.progress[lead.transferee].match_index == state.log.last_index:
+        state.outbox.append(TimeoutNow(state.replica_id, lead.transferee, state.term))
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -278,10 +278,12 @@ def on_append_reply(state: RaftState, message: AppendEntriesReply) -> None:
         progress.state is ProgressState.SNAPSHOT and progress.match_index >= progress.snapshot_index
     ):
         progress.become_probe()
-    if news:
+    if not news:
+        return
+    if progress.match_index > state.log.commit_index:  # else no quorum can have got further by it
         _maybe_commit(state)
-        if state.leadership is lead:
-            _maybe_hand_over(state, message.sender)
+    if state.leadership is lead and lead.transferee == message.sender:
+        _maybe_hand_over(state, lead)
 
 
 def on_heartbeat_reply(state: RaftState, message: HeartbeatReply) -> None:
@@ -373,8 +375,8 @@ def _leave(state: RaftState) -> None:
 def collect(state: RaftState) -> list[tuple[object, int]]:
     """Build the messages of this turn into the outbox. Returns the reads confirmed by now."""
     lead = leadership_of(state)
-    confirmed = _confirm_reads(state)
-    build_appends(state)
+    confirmed = _confirm_reads(state, lead)
+    _build_appends(state, lead)
     if lead.heartbeat_elapsed >= state.options.heartbeat_ticks and not state.quiesced:
         _send_heartbeats(state)
     return confirmed
@@ -394,8 +396,7 @@ def has_due(state: RaftState) -> bool:
     )
 
 
-def _confirm_reads(state: RaftState) -> list[tuple[object, int]]:
-    lead = leadership_of(state)
+def _confirm_reads(state: RaftState, lead: Leadership) -> list[tuple[object, int]]:
     if lead.new_reads and state.log.commit_index >= lead.first_index_of_term:
         lead.read_round += 1
         for context in lead.new_reads:
@@ -416,10 +417,10 @@ def _confirm_reads(state: RaftState) -> list[tuple[object, int]]:
     return confirmed
 
 
-def build_appends(state: RaftState) -> None:
-    lead, options = leadership_of(state), state.options
+def _build_appends(state: RaftState, lead: Leadership) -> None:
+    options, last_index = state.options, state.log.last_index
     for member, progress in lead.progress.items():
-        if member == state.replica_id:
+        if member == state.replica_id or progress.match_index == last_index:
             continue
         while _has_news(state, progress) and not progress.is_paused(
             messages_max=options.inflight_messages_max, bytes_max=options.inflight_bytes_max
@@ -454,7 +455,7 @@ def _send_append(state: RaftState, member: int, progress: Progress) -> bool:
             state.replica_id, member, state.term, prev, prev_term, log.commit_index, entries
         )
     )
-    progress.sent(prev + len(entries), sum(len(e.data) for e in entries))
+    progress.sent(prev + len(entries), sum([len(e.data) for e in entries]))
     return True
 
 

@@ -32,6 +32,7 @@ class Log:
         self.store = store
         self.unstable: list[Entry] = []
         self.unstable_first = store.last_index + 1  # index of unstable[0], or where it would be
+        self.last_index = store.last_index
         self.durable_index = store.last_index
         self.commit_index = max(commit_index, applied_index)
         self.applied_index = applied_index
@@ -46,10 +47,6 @@ class Log:
     @property
     def first_index(self) -> int:
         return self.store.first_index
-
-    @property
-    def last_index(self) -> int:
-        return self.unstable_first + len(self.unstable) - 1
 
     @property
     def last_term(self) -> int:
@@ -99,6 +96,7 @@ class Log:
         if first <= self.last_index:
             self._truncate(first)
         self.unstable.extend(entries)
+        self.last_index = entries[-1].index
 
     def _truncate(self, first: int) -> None:
         if first >= self.unstable_first:
@@ -106,6 +104,7 @@ class Log:
         else:
             self.unstable.clear()
             self.unstable_first = first
+        self.last_index = first - 1
         self.durable_index = min(self.durable_index, first - 1)
         for claim in self._claims:
             claim[1] = min(claim[1], first - 1)
@@ -155,7 +154,7 @@ class Log:
         self.unstable.clear()
         self.unstable_first = index + 1
         self._claims.clear()
-        self.commit_index = self.applied_index = self.durable_index = index
+        self.last_index = self.commit_index = self.applied_index = self.durable_index = index
 
 
 def _fit(entries: list[Entry], bytes_max: int) -> list[Entry]:

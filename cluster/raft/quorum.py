@@ -19,7 +19,7 @@ class Vote(Enum):
 
 def _majority_index(voters: tuple[int, ...], index_of: Callable[[int], int]) -> int:
     """The highest index that a majority of `voters` has reached."""
-    reached = sorted((index_of(v) for v in voters), reverse=True)
+    reached = sorted(map(index_of, voters), reverse=True)
     return reached[len(voters) // 2]
 
 
