@@ -28,6 +28,9 @@ class MemoryRig:
     async def sync(self) -> None:
         await self.memory.sync()
 
+    async def wear(self) -> None:
+        """Until its log is written over an old one, as it is in a node that has run for a while."""
+
     def crash(self, random: Random) -> None:
         """Lose the power: `engine` is then what comes back."""
         self.memory = self.memory.crash(random)
@@ -37,8 +40,9 @@ class MemoryRig:
 
 
 class RocksRig:
-    """A crash copies the folder without a part of what came after the last sync, cut at any byte,
-    and opens the copy."""
+    """A crash copies the folder, with what came after the last sync only up to any byte, and opens
+    the copy. Behind that byte a log has what it had at the sync: nothing, or what an older log that
+    it is written over had there."""
 
     name = "rocks"
 
@@ -50,7 +54,7 @@ class RocksRig:
         self.rocks = RocksEngine.create(
             self._folder / "engine", mark_path=self._folder / "durable.mark", settings=SMALL
         )
-        self._synced: dict[str, int] = {}
+        self._synced: dict[str, bytes] = {}
 
     @property
     def engine(self) -> Engine:
@@ -58,7 +62,13 @@ class RocksRig:
 
     async def sync(self) -> None:
         await self.rocks.sync()
-        self._synced = {log.name: log.stat().st_size for log in self._logs()}
+        self._synced = {log.name: log.read_bytes() for log in self._logs()}
+
+    async def wear(self) -> None:
+        about = self._folder / "engine" / "LOG"
+        while about.read_text().count("reusing log") < 2:
+            put(self.rocks, [(b"worn", bytes(1 << 20))])
+            await self.sync()
 
     def crash(self, random: Random) -> None:
         before = self._folder
@@ -67,9 +77,7 @@ class RocksRig:
         shutil.copytree(before, self._folder)
         self.rocks.close()
         for log in self._logs():
-            synced, written = self._synced.get(log.name, 0), log.stat().st_size
-            with log.open("r+b") as file:
-                file.truncate(random.randint(synced, written))
+            log.write_bytes(cut(self._synced.get(log.name, b""), log.read_bytes(), random))
         self.rocks = RocksEngine.open(
             self._folder / "engine", mark_path=self._folder / "durable.mark", settings=SMALL
         )
@@ -80,6 +88,17 @@ class RocksRig:
 
     def _logs(self) -> list[Path]:
         return sorted((self._folder / "engine").glob("*.log"))
+
+
+def cut(synced: bytes, written: bytes, random: Random) -> bytes:
+    """What is left of a log when the power goes between the two."""
+    differs = [at for at, (old, new) in enumerate(zip(synced, written, strict=False)) if old != new]
+    if len(written) > len(synced):
+        differs += (len(synced), len(written) - 1)
+    if not differs:
+        return written
+    end = random.randint(differs[0], differs[-1] + 1)
+    return written[:end] + synced[end:]
 
 
 Rig = MemoryRig | RocksRig
