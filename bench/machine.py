@@ -19,8 +19,9 @@ from bench.latencies import percentile
 IN_FLIGHT = 64  # as many as `unary` has
 _SECONDS = 1.0
 _WARM_UP_S = 0.3
-_FLUSHES = 200
-_BLOCK = bytes(4096)
+_FLUSHES_S = 0.5
+_BLOCK_BYTES, _BLOCKS = 4096, 256
+_START_TIMEOUT_S, _END_TIMEOUT_S = 20.0, 5.0
 
 
 class NoYardstick(Exception):
@@ -29,8 +30,8 @@ class NoYardstick(Exception):
 
 async def yardstick() -> dict[str, float]:
     """`echo_p50_ms`: of bare gRPC calls of 100 B between two processes, one at a time;
-    `echo_per_s`: 64 in flight. `flush_p50_ms`: of 4 KiB appended to a file in the folder for
-    temporary files, where the clusters measured have theirs. Takes 3 s. Raises
+    `echo_per_s`: 64 in flight. `flush_p50_ms`: of 4 KiB written over what a file in the
+    folder for temporary files has there, as a node's log is. Takes 3 s. Raises
     NoYardstick and AioRpcError."""
     try:
         figures = {"flush_p50_ms": round(await asyncio.to_thread(_flush_p50_ms), 3)}
@@ -46,13 +47,19 @@ async def yardstick() -> dict[str, float]:
 
 
 def _flush_p50_ms() -> float:
-    took_ms = []
-    with tempfile.TemporaryFile(buffering=0) as file:
-        for _ in range(_FLUSHES):
-            began = perf_counter()
-            file.write(_BLOCK)
+    took_ms: list[float] = []
+    with tempfile.NamedTemporaryFile(buffering=0) as file:
+        file.write(os.urandom(_BLOCK_BYTES * _BLOCKS))
+        os.fsync(file.fileno())
+        block = os.urandom(_BLOCK_BYTES)
+        began = perf_counter()
+        end = began + _FLUSHES_S
+        while began < end:
+            os.pwrite(file.fileno(), block, len(took_ms) % _BLOCKS * _BLOCK_BYTES)
             os.fdatasync(file.fileno())
-            took_ms.append((perf_counter() - began) * 1000)
+            flushed = perf_counter()
+            took_ms.append((flushed - began) * 1000)
+            began = flushed
     return percentile(sorted(took_ms), 50)
 
 
@@ -67,18 +74,26 @@ async def _echo() -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        port = (await process.stdout.readline()).decode().strip()
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            port = (await process.stdout.readline()).decode().strip()
         if not port:
-            raise NoYardstick(f"bench.echo ended, exit code {await process.wait()}")
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            raise NoYardstick("bench.echo ended before it served")
+        options = (("grpc.enable_http_proxy", 0),)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
                 f"/{SERVICE}/{METHOD}"
             )
             body = os.urandom(100)
             yield lambda: method(body, timeout=10)
+    except TimeoutError:
+        raise NoYardstick(f"bench.echo did not serve within {_START_TIMEOUT_S} s") from None
     finally:
         process.stdin.close()
-        await process.wait()
+        try:
+            async with asyncio.timeout(_END_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
 
 
 async def _calls(call: Callable[[], Awaitable[bytes]], seconds: float) -> list[float]:

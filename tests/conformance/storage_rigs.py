@@ -28,7 +28,7 @@ class MemoryRig:
     async def sync(self) -> None:
         await self.memory.sync()
 
-    async def wear(self) -> None:
+    async def wear(self, random: Random) -> None:
         """Until its log is written over an old one, as it is in a node that has run for a while."""
 
     def crash(self, random: Random) -> None:
@@ -54,7 +54,7 @@ class RocksRig:
         self.rocks = RocksEngine.create(
             self._folder / "engine", mark_path=self._folder / "durable.mark", settings=SMALL
         )
-        self._synced: dict[str, bytes] = {}
+        self._synced: dict[int, bytes] = {}  # by inode: a log that is used again gets a new name
 
     @property
     def engine(self) -> Engine:
@@ -62,22 +62,30 @@ class RocksRig:
 
     async def sync(self) -> None:
         await self.rocks.sync()
-        self._synced = {log.name: log.read_bytes() for log in self._logs()}
+        self._synced = {log.stat().st_ino: log.read_bytes() for log in self._logs()}
 
-    async def wear(self) -> None:
+    async def wear(self, random: Random) -> None:
         about = self._folder / "engine" / "LOG"
-        while about.read_text().count("reusing log") < 2:
-            put(self.rocks, [(b"worn", bytes(1 << 20))])
-            await self.sync()
+        for _ in range(2_000):  # 40 MB: several logs
+            keys = [b"worn%03d" % random.randrange(1_000) for _ in range(100)]
+            put(self.rocks, [(key, random.randbytes(random.randint(50, 350))) for key in keys])
+            await self.rocks.sync()
+            if about.read_text().count("reusing log") >= 2:
+                return
+        raise AssertionError("no log is written over an old one")
 
     def crash(self, random: Random) -> None:
         before = self._folder
         self._run += 1
         self._folder = self._path / f"run-{self._run}"
-        shutil.copytree(before, self._folder)
+        copy_at_rest(before, self._folder)
+        synced = {
+            log.name: self._synced.get(log.stat().st_ino, b"")
+            for log in (before / "engine").glob("*.log")
+        }
         self.rocks.close()
         for log in self._logs():
-            log.write_bytes(cut(self._synced.get(log.name, b""), log.read_bytes(), random))
+            log.write_bytes(cut(synced[log.name], log.read_bytes(), random))
         self.rocks = RocksEngine.open(
             self._folder / "engine", mark_path=self._folder / "durable.mark", settings=SMALL
         )
@@ -88,6 +96,25 @@ class RocksRig:
 
     def _logs(self) -> list[Path]:
         return sorted((self._folder / "engine").glob("*.log"))
+
+
+def copy_at_rest(source: Path, target: Path) -> None:
+    """As it is between two of its compactions, which a real crash cannot tear apart either."""
+
+    def content() -> list[tuple[str, int, int]]:
+        files = [(path.name, path.stat()) for path in sorted((source / "engine").iterdir())]
+        return [(name, stat.st_ino, stat.st_size) for name, stat in files]
+
+    for _ in range(100):
+        try:
+            before = content()
+            shutil.copytree(source, target)
+            if content() == before:
+                return
+        except (FileNotFoundError, shutil.Error):
+            pass  # a file of before a compaction went meanwhile
+        shutil.rmtree(target, ignore_errors=True)
+    raise AssertionError(f"{source} does not come to rest")
 
 
 def cut(synced: bytes, written: bytes, random: Random) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from cluster.interfaces import CorruptRow, StorageError
 from node.storage.durable_mark import DurableMark
 from node.storage.engine import EngineSettings, LostDurableData, RocksEngine
-from tests.conformance.storage_rigs import SMALL, stored
+from tests.conformance.storage_rigs import SMALL, copy_at_rest, stored
 from tests.conformance.storage_writer import rows_after
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +40,7 @@ class Folder:
 
     def copy(self, name: str) -> Folder:
         """As it would be found if the process died now."""
-        shutil.copytree(self.path, self.path.parent / name)
+        copy_at_rest(self.path, self.path.parent / name)
         return Folder(self.path.parent / name)
 
     def files(self, suffix: str) -> list[Path]:

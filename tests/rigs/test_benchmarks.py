@@ -25,6 +25,7 @@ async def test_a_scenario_measures_what_is_asked_and_nothing_fails(scenario: str
     finally:
         if process.returncode is None:
             process.kill()  # its nodes end with it
+            await process.wait()
     assert process.returncode == 0, errors.decode()
     line = json.loads(told)
     assert line["failures"] == 0
