@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from node.partition.commands import PRODUCER_WINDOW_BATCHES
 from node.services.items import Item
 from quorumq import methods
 from quorumq.channel import CallFailed
@@ -127,6 +128,10 @@ class StreamWriter:
         for number in range(count):
             if number in self.offsets:
                 continue
+            while open_now and number - min(open_now) >= PRODUCER_WINDOW_BATCHES:
+                await asyncio.sleep(0.002)  # a repeat of the oldest one must still be remembered
+                if done.is_set():
+                    return
             request = messaging_pb2.ProduceRequest(
                 topic="t", partition=0, batch=batch(b"%d:%d" % (self.producer_id, number))
             )
