@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
 
 
 class Latencies:
@@ -31,6 +32,19 @@ class Latencies:
             "p99_ms": round(percentile(ordered, 99), 3),
             "max_ms": round(ordered[-1], 3),
         }
+
+
+async def back_to_back(call: Callable[[], Awaitable[object]], seconds: float) -> Latencies:
+    """One call at a time. The intended time of each is the moment the one before was answered."""
+    latencies = Latencies()
+    intended = perf_counter()
+    end = intended + seconds
+    while intended < end:
+        await call()
+        answered = perf_counter()
+        latencies.add(answered - intended)
+        intended = answered
+    return latencies
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

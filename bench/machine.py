@@ -14,7 +14,7 @@ from time import perf_counter
 import grpc.aio
 
 from bench.echo import METHOD, SERVICE
-from bench.latencies import percentile
+from bench.latencies import Latencies, back_to_back
 
 IN_FLIGHT = 64  # as many as `unary` has
 _SECONDS = 1.0
@@ -34,20 +34,24 @@ async def yardstick() -> dict[str, float]:
     folder for temporary files has there, as a node's log is. Takes 3 s. Raises
     NoYardstick and AioRpcError."""
     try:
-        figures = {"flush_p50_ms": round(await asyncio.to_thread(_flush_p50_ms), 3)}
+        flushes = await asyncio.to_thread(_flushes)
     except OSError as error:
         raise NoYardstick(f"a flush in {tempfile.gettempdir()}: {error}") from error
     async with _echo() as call:
-        await _calls(call, _WARM_UP_S)
-        figures["echo_p50_ms"] = round(percentile(sorted(await _calls(call, _SECONDS)), 50), 3)
+        await back_to_back(call, _WARM_UP_S)
+        echoes = await back_to_back(call, _SECONDS)
         began = perf_counter()
-        all_ms = await asyncio.gather(*(_calls(call, _SECONDS) for _ in range(IN_FLIGHT)))
-        figures["echo_per_s"] = round(sum(map(len, all_ms)) / (perf_counter() - began))
-    return figures
+        many = await asyncio.gather(*(back_to_back(call, _SECONDS) for _ in range(IN_FLIGHT)))
+        per_s = sum(map(len, many)) / (perf_counter() - began)
+    return {
+        "flush_p50_ms": flushes.figures()["p50_ms"],
+        "echo_p50_ms": echoes.figures()["p50_ms"],
+        "echo_per_s": round(per_s),
+    }
 
 
-def _flush_p50_ms() -> float:
-    took_ms: list[float] = []
+def _flushes() -> Latencies:
+    latencies = Latencies()
     with tempfile.NamedTemporaryFile(buffering=0) as file:
         file.write(os.urandom(_BLOCK_BYTES * _BLOCKS))
         os.fsync(file.fileno())
@@ -55,12 +59,12 @@ def _flush_p50_ms() -> float:
         began = perf_counter()
         end = began + _FLUSHES_S
         while began < end:
-            os.pwrite(file.fileno(), block, len(took_ms) % _BLOCKS * _BLOCK_BYTES)
+            os.pwrite(file.fileno(), block, len(latencies) % _BLOCKS * _BLOCK_BYTES)
             os.fdatasync(file.fileno())
             flushed = perf_counter()
-            took_ms.append((flushed - began) * 1000)
+            latencies.add(flushed - began)
             began = flushed
-    return percentile(sorted(took_ms), 50)
+    return latencies
 
 
 @asynccontextmanager
@@ -74,10 +78,7 @@ async def _echo() -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(_START_TIMEOUT_S):
-            port = (await process.stdout.readline()).decode().strip()
-        if not port:
-            raise NoYardstick("bench.echo ended before it served")
+        port = await _port(process.stdout)
         options = (("grpc.enable_http_proxy", 0),)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
@@ -85,8 +86,6 @@ async def _echo() -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
             )
             body = os.urandom(100)
             yield lambda: method(body, timeout=10)
-    except TimeoutError:
-        raise NoYardstick(f"bench.echo did not serve within {_START_TIMEOUT_S} s") from None
     finally:
         process.stdin.close()
         try:
@@ -94,16 +93,15 @@ async def _echo() -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
                 await process.wait()
         except TimeoutError:
             process.kill()
+            await process.wait()
 
 
-async def _calls(call: Callable[[], Awaitable[bytes]], seconds: float) -> list[float]:
-    """Back to back; what each took, in milliseconds."""
-    took_ms = []
-    began = perf_counter()
-    end = began + seconds
-    while began < end:
-        await call()
-        answered = perf_counter()
-        took_ms.append((answered - began) * 1000)
-        began = answered
-    return took_ms
+async def _port(output: asyncio.StreamReader) -> int:
+    try:
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            told = await output.readline()
+    except TimeoutError:
+        raise NoYardstick(f"bench.echo did not serve within {_START_TIMEOUT_S} s") from None
+    if not told:
+        raise NoYardstick("bench.echo ended before it served")
+    return int(told)

@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 from time import perf_counter
 
-from bench.latencies import Latencies
+from bench.latencies import back_to_back
 from bench.setup import Result, Setup
-from quorumq import Producer
 
 
 async def run(setup: Setup) -> Result:
@@ -18,10 +17,10 @@ async def run(setup: Setup) -> Result:
             "bench-latency", partitions=1, replication_factor=setup.replication_factor
         )
         async with client.producer("bench-latency", linger_ms=0) as producer:
-            await _one_at_a_time(producer, body, setup.warmup_s)
+            await back_to_back(lambda: producer.send_and_wait(body), setup.warmup_s)
             async with setup.measured() as usage:
                 began = perf_counter()
-                latencies = await _one_at_a_time(producer, body, setup.seconds)
+                latencies = await back_to_back(lambda: producer.send_and_wait(body), setup.seconds)
                 seconds = perf_counter() - began
     return Result(
         seconds,
@@ -33,15 +32,3 @@ async def run(setup: Setup) -> Result:
             "linger_ms": 0,
         },
     )
-
-
-async def _one_at_a_time(producer: Producer, body: bytes, seconds: float) -> Latencies:
-    latencies = Latencies()
-    intended = perf_counter()
-    end = intended + seconds
-    while intended < end:
-        await producer.send_and_wait(body)
-        answered = perf_counter()
-        latencies.add(answered - intended)
-        intended = answered
-    return latencies

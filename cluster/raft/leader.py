@@ -278,12 +278,10 @@ def on_append_reply(state: RaftState, message: AppendEntriesReply) -> None:
         progress.state is ProgressState.SNAPSHOT and progress.match_index >= progress.snapshot_index
     ):
         progress.become_probe()
-    if not news:
-        return
-    if progress.match_index > state.log.commit_index:  # else no quorum can have got further by it
-        _maybe_commit(state)
-    if state.leadership is lead and lead.transferee == message.sender:
-        _maybe_hand_over(state, lead)
+    if news:
+        _maybe_commit(state, progress)
+        if state.leadership is lead and lead.transferee == message.sender:
+            _maybe_hand_over(state, lead)
 
 
 def on_heartbeat_reply(state: RaftState, message: HeartbeatReply) -> None:
@@ -336,14 +334,17 @@ def synced(state: RaftState) -> None:
     lead = leadership_of(state)
     progress = lead.progress.get(state.replica_id)
     if progress is not None and progress.matched(state.log.durable_index):
-        _maybe_commit(state)
+        _maybe_commit(state, progress)
 
 
 # --- commit --------------------------------------------------------------------------------------
 
 
-def _maybe_commit(state: RaftState) -> None:
+def _maybe_commit(state: RaftState, news: Progress) -> None:
+    """A replica got further: perhaps a quorum did by it."""
     lead, log = leadership_of(state), state.log
+    if news.match_index <= log.commit_index:
+        return
     index = quorum_index(state.configuration, lambda m: lead.progress[m].match_index)
     if index <= log.commit_index or log.term(index) != state.term:
         return  # only entries of the own term commit by counting (rule R3)
@@ -389,7 +390,7 @@ def has_due(state: RaftState) -> bool:
         bool(lead.reads or lead.new_reads)
         or lead.heartbeat_elapsed >= state.options.heartbeat_ticks
         or any(
-            _has_news(state, progress)
+            _has_news(progress, state.log.last_index)
             for member, progress in lead.progress.items()
             if member != state.replica_id
         )
@@ -420,19 +421,19 @@ def _confirm_reads(state: RaftState, lead: Leadership) -> list[tuple[object, int
 def _build_appends(state: RaftState, lead: Leadership) -> None:
     options, last_index = state.options, state.log.last_index
     for member, progress in lead.progress.items():
-        if member == state.replica_id or progress.match_index == last_index:
+        if member == state.replica_id:
             continue
-        while _has_news(state, progress) and not progress.is_paused(
+        while _has_news(progress, last_index) and not progress.is_paused(
             messages_max=options.inflight_messages_max, bytes_max=options.inflight_bytes_max
         ):
             if not _send_append(state, member, progress):
                 break
 
 
-def _has_news(state: RaftState, progress: Progress) -> bool:
+def _has_news(progress: Progress, last_index: int) -> bool:
     if progress.state is ProgressState.PROBE:
-        return progress.match_index < state.log.last_index
-    return progress.next_index <= state.log.last_index
+        return progress.match_index < last_index
+    return progress.next_index <= last_index
 
 
 def _send_append(state: RaftState, member: int, progress: Progress) -> bool:

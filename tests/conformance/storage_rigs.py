@@ -65,12 +65,11 @@ class RocksRig:
         self._synced = {log.stat().st_ino: log.read_bytes() for log in self._logs()}
 
     async def wear(self, random: Random) -> None:
-        about = self._folder / "engine" / "LOG"
         for _ in range(2_000):  # 40 MB: several logs
             keys = [b"worn%03d" % random.randrange(1_000) for _ in range(100)]
             put(self.rocks, [(key, random.randbytes(random.randint(50, 350))) for key in keys])
             await self.rocks.sync()
-            if about.read_text().count("reusing log") >= 2:
+            if writes_over_old_logs(self._folder):
                 return
         raise AssertionError("no log is written over an old one")
 
@@ -119,13 +118,23 @@ def copy_at_rest(source: Path, target: Path) -> None:
 
 def cut(synced: bytes, written: bytes, random: Random) -> bytes:
     """What is left of a log when the power goes between the two."""
-    differs = [at for at, (old, new) in enumerate(zip(synced, written, strict=False)) if old != new]
-    if len(written) > len(synced):
-        differs += (len(synced), len(written) - 1)
-    if not differs:
-        return written
-    end = random.randint(differs[0], differs[-1] + 1)
+    end = random.randint(*changed(synced, written))
     return written[:end] + synced[end:]
+
+
+def changed(before: bytes, after: bytes) -> tuple[int, int]:
+    """Begin and end of what was written into a log meanwhile; both its length if nothing was."""
+    both, end = min(len(before), len(after)), len(after)
+    begin = next((at for at in range(both) if before[at] != after[at]), both)
+    if len(before) == end:
+        while end > begin and before[end - 1] == after[end - 1]:
+            end -= 1
+    return begin, end
+
+
+def writes_over_old_logs(folder: Path) -> bool:
+    """Whether the engine in the folder has come to its second log that had been another one."""
+    return (folder / "engine" / "LOG").read_text().count("reusing log") >= 2
 
 
 Rig = MemoryRig | RocksRig

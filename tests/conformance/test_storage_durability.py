@@ -14,7 +14,13 @@ import pytest
 from cluster.interfaces import CorruptRow, StorageError
 from node.storage.durable_mark import DurableMark
 from node.storage.engine import EngineSettings, LostDurableData, RocksEngine
-from tests.conformance.storage_rigs import SMALL, copy_at_rest, stored
+from tests.conformance.storage_rigs import (
+    SMALL,
+    changed,
+    copy_at_rest,
+    stored,
+    writes_over_old_logs,
+)
 from tests.conformance.storage_writer import rows_after
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +182,7 @@ def value_of_row(number: int) -> bytes:
 async def written_over(folder: Folder) -> RocksEngine:
     """An engine that is writing its log over an old one: batch n put row n, and all is durable."""
     engine = folder.create()
-    while (folder.path / "engine" / "LOG").read_text().count("reusing log") < 2:
+    while not writes_over_old_logs(folder.path):
         put_rows(engine, 100)
         await engine.sync()
     put_rows(engine, 1_000)
@@ -202,11 +208,8 @@ async def test_a_log_written_over_an_old_one_keeps_all_that_was_synced(folder: F
     put_rows(engine, 20)
     after = folder.log().read_bytes()
     assert len(after) == len(before), "the log grew: it was not written over an old one"
-    begin, end = (
-        next(at for at in places if before[at] != after[at])
-        for places in (range(len(after)), range(len(after) - 1, 0, -1))
-    )
-    cuts = [begin, begin + 1, *range(begin, end, (end - begin) // 7), end + 1]
+    begin, end = changed(before, after)
+    cuts = [begin, begin + 1, *range(begin, end, (end - begin) // 7), end]
     left = [after[:cut] + before[cut:] for cut in cuts]
     hole = (begin + end) // 2
     left.append(after[:hole] + before[hole : hole + 4096] + after[hole + 4096 :])
